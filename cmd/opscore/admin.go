@@ -1,0 +1,338 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/sqlite"
+)
+
+func (a *app) migrateCommand() *cobra.Command {
+	return a.group("migrate", "Show and update the schema of the database",
+		`Migrate is about the schema of the database. Commands update it by themselves when they open an older file;
+migrate up does only that, and migrate status only looks.`,
+		a.migrateUpCommand(), a.migrateStatusCommand())
+}
+
+// migration is a schema's state as it is printed.
+type migration struct {
+	Database string `json:"database"`
+	Exists   bool   `json:"exists"`
+	Current  int64  `json:"current"` // of the database; 0 if it has none yet
+	Target   int64  `json:"target"`  // of this binary
+}
+
+func (a *app) migrateUpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "up",
+		Short: "Bring the database to this version's schema",
+		Long: `Up creates the database if it is missing and brings its schema to the version of this binary. Any number of
+processes may do so at once. A database from a newer version is left alone.`,
+		Example: `  opscore migrate up --database /var/lib/opscore/opscore.db`,
+		Args:    arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			place, err := a.place(cmd)
+			if err != nil {
+				return err
+			}
+			before, err := place.schema(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if err := place.migrate(cmd.Context()); err != nil {
+				return err
+			}
+			after, err := place.schema(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(after)
+			}
+			if before.Current == after.Current {
+				return a.printf("%s: schema version %d, up to date", after.Database, after.Current)
+			}
+			return a.printf("%s: schema version %d, was %d", after.Database, after.Current, before.Current)
+		},
+	}
+}
+
+func (a *app) migrateStatusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the schema version of the database",
+		Long: `Status compares the schema version of the database with that of this binary. It changes nothing, and fails if the
+database is from a newer version.`,
+		Example: `  opscore migrate status`,
+		Args:    arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			place, err := a.place(cmd)
+			if err != nil {
+				return err
+			}
+			m, err := place.schema(cmd.Context())
+			if err != nil {
+				return err
+			}
+			var newer error
+			if m.Current > m.Target {
+				newer = fmt.Errorf("%s has schema version %d, but this binary knows only up to %d: use a newer opscore", m.Database, m.Current, m.Target)
+			}
+			switch {
+			case a.json:
+				return errors.Join(a.printJSON(m), newer)
+			case newer != nil:
+				return newer
+			case !m.Exists:
+				return a.printf("%s does not exist yet; this binary would create it with schema version %d", m.Database, m.Target)
+			case m.Current < m.Target:
+				return a.printf("%s: schema version %d, this binary has %d; update it: opscore migrate up", m.Database, m.Current, m.Target)
+			}
+			return a.printf("%s: schema version %d, up to date", m.Database, m.Current)
+		},
+	}
+}
+
+func (a *app) place(cmd *cobra.Command) (database, error) {
+	conf, err := a.loadConfig(cmd)
+	if err != nil {
+		return nil, err
+	}
+	place, _, err := conf.place()
+	return place, err
+}
+
+func (a *app) configCommand() *cobra.Command {
+	show := &cobra.Command{
+		Use:   "show",
+		Short: "Show every setting, where it comes from and what it overrides",
+		Long: `Show prints each setting with its value and origin. Flags win over the environment, the environment over
+opscore.yaml (in the current directory, or --config FILE, or OPSCORE_CONFIG), and that over the defaults.`,
+		Example: `  opscore config show
+  OPSCORE_SLOTS=8 opscore config show --json`,
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conf, err := a.loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			return a.showConfig(conf)
+		},
+	}
+	addSettingFlags(show.Flags(), "queues", "slots", "drain", "grace")
+	return a.group("config", "Show the configuration", `Config shows what opscore works with here and now, and why.`, show)
+}
+
+// shownValue is one place's value of a setting.
+type shownValue struct {
+	Value  string `json:"value"`
+	Origin string `json:"origin"`
+}
+
+// shownSetting is a setting as it is printed.
+type shownSetting struct {
+	Key string `json:"key"`
+	shownValue
+	Overrides []shownValue `json:"overrides,omitempty"`
+}
+
+// shownActor is an actor of opscore.yaml as it is printed.
+type shownActor struct {
+	Name         string            `json:"name"`
+	Declared     string            `json:"declared"`
+	Command      []string          `json:"command"`
+	Dir          string            `json:"dir"`
+	Env          []string          `json:"env,omitempty"`
+	Queue        string            `json:"queue"`
+	Priority     int               `json:"priority"`
+	After        opscore.Duration  `json:"after,omitzero"`
+	ExpiresAfter opscore.Duration  `json:"expires_after,omitzero"`
+	Timeout      opscore.Duration  `json:"timeout"`
+	MaxAttempts  int               `json:"max_attempts"`
+	Labels       map[string]string `json:"labels,omitempty"`
+	Retry        shownRetry        `json:"retry"`
+}
+
+type shownRetry struct {
+	Base   opscore.Duration `json:"base"`
+	Factor float64          `json:"factor"`
+	Jitter float64          `json:"jitter"`
+	Max    opscore.Duration `json:"max"`
+}
+
+func (a *app) showConfig(c *config) error {
+	shown, keep := c.shownSettings(), c.shownRetention()
+	if a.json {
+		return a.printJSON(map[string]any{"file": c.file, "settings": shown, "retention": keep, "actors": c.shownActors()})
+	}
+	rows := make([][]string, 0, len(shown)+len(keep))
+	for _, s := range append(shown, keep...) {
+		var over []string
+		for _, o := range s.Overrides {
+			over = append(over, o.Value+" ("+o.Origin+")")
+		}
+		rows = append(rows, []string{s.Key, s.Value, s.Origin, strings.Join(over, ", ")})
+	}
+	if err := a.table([]string{"SETTING", "VALUE", "ORIGIN", "OVERRIDES"}, rows); err != nil || len(c.actors) == 0 {
+		return err
+	}
+	rows = nil
+	for _, s := range c.shownActors() {
+		words := make([]string, len(s.Command))
+		for i, w := range s.Command {
+			words[i] = shellQuote(w)
+		}
+		rows = append(rows, []string{s.Name, s.Queue, goDuration(time.Duration(s.Timeout)), fmt.Sprint(s.MaxAttempts), strings.Join(words, " "), s.Declared})
+	}
+	if err := a.print("\n"); err != nil {
+		return err
+	}
+	return a.table([]string{"ACTOR", "QUEUE", "TIMEOUT", "ATTEMPTS", "COMMAND", "DECLARED"}, rows)
+}
+
+func (c *config) shownSettings() []shownSetting {
+	var all []shownSetting
+	for _, v := range c.values {
+		s := shownSetting{Key: v.key, shownValue: shownValue{"", "default"}}
+		for i, cand := range v.candidates {
+			one := shownValue{redactDatabase(strings.Join(cand.raw, ",")), cand.origin}
+			if i == 0 {
+				s.shownValue = one
+			} else {
+				s.Overrides = append(s.Overrides, one)
+			}
+		}
+		switch {
+		case v.key == "database" && len(v.candidates) == 0:
+			path, err := defaultDatabase()
+			if s.Value = path; err != nil {
+				s.Value = "unknown: " + err.Error()
+			}
+		case v.key == "queues" && len(v.candidates) == 0:
+			s.Value = "those of the actors"
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+func (c *config) shownRetention() []shownSetting {
+	var all []shownSetting
+	add := func(where, queue string, own opscore.Keep) {
+		given := map[opscore.State]time.Duration{
+			opscore.Completed: own.Completed, opscore.Failed: own.Failed, opscore.Cancelled: own.Cancelled,
+		}
+		for _, state := range []opscore.State{opscore.Completed, opscore.Failed, opscore.Cancelled} {
+			v := shownValue{period(c.retention.For(queue, state)), "default"}
+			if given[state] != 0 {
+				v.Origin = "file " + c.file
+			} else if queue != "" {
+				continue
+			}
+			all = append(all, shownSetting{Key: "retention." + where + "." + string(state), shownValue: v})
+		}
+	}
+	add("default", "", c.retention.Default)
+	var queues []string
+	for q := range c.retention.Queues {
+		queues = append(queues, q)
+	}
+	slices.Sort(queues)
+	for _, q := range queues {
+		add("queues."+q, q, c.retention.Queues[q])
+	}
+	return all
+}
+
+func period(d time.Duration) string {
+	if d == math.MaxInt64 {
+		return "forever"
+	}
+	return goDuration(d)
+}
+
+// shownActors completes the actors with the defaults of what they leave out.
+func (c *config) shownActors() []shownActor {
+	all := []shownActor{}
+	for _, a := range c.actors {
+		all = append(all, shownActor{
+			Name: a.name, Declared: a.where, Command: a.argv, Dir: a.dir, Env: a.env, Queue: cmp.Or(a.queue, opscore.DefaultQueue),
+			Priority: a.priority, After: opscore.Duration(a.after), ExpiresAfter: opscore.Duration(a.expiresAfter),
+			Timeout:     opscore.Duration(cmp.Or(a.timeout, opscore.DefaultTimeout)),
+			MaxAttempts: cmp.Or(a.maxAttempts, opscore.DefaultMaxAttempts), Labels: a.labels,
+			Retry: shownRetry{
+				opscore.Duration(cmp.Or(a.retry.Base, time.Second)), cmp.Or(a.retry.Factor, 2), jitter(a.retry.Jitter),
+				opscore.Duration(cmp.Or(a.retry.Max, time.Hour)),
+			},
+		})
+	}
+	return all
+}
+
+func jitter(j float64) float64 {
+	switch j {
+	case 0:
+		return 0.2
+	case math.SmallestNonzeroFloat64:
+		return 0
+	}
+	return j
+}
+
+// build says what this binary is.
+type build struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit"`
+	Go      string `json:"go"`
+	Schema  int64  `json:"schema"` // of the SQLite store
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "version",
+		Short:   "Show the version of this binary",
+		Long:    `Version prints the version, the commit, the Go version and the schema version of this binary.`,
+		Example: `  opscore version --json`,
+		Args:    arguments(0, 0),
+		RunE: func(*cobra.Command, []string) error {
+			st, err := sqlite.Status("") // there is no such file: only the version that this binary has
+			if err != nil {
+				return err
+			}
+			b := build{Version: "unknown", Commit: "unknown", Go: runtime.Version(), Schema: st.Target}
+			if info, ok := debug.ReadBuildInfo(); ok {
+				b.fill(info)
+			}
+			if a.json {
+				return a.printJSON(b)
+			}
+			return a.printf("opscore %s, commit %s, %s, schema version %d", b.Version, b.Commit, b.Go, b.Schema)
+		},
+	}
+}
+
+func (b *build) fill(info *debug.BuildInfo) {
+	b.Version = info.Main.Version
+	changed := ""
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			b.Commit = s.Value
+		case "vcs.modified":
+			if s.Value == "true" {
+				changed = " with changes"
+			}
+		}
+	}
+	b.Commit += changed
+}

@@ -1,0 +1,284 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/agnivade/levenshtein"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/opscore/opscore"
+)
+
+// config is what this invocation works with.
+type config struct {
+	file      string // absolute path of the file that was read; "" if there is none
+	database  string // as it was given; "" means the default file
+	queues    []string
+	slots     int
+	drain     time.Duration
+	grace     time.Duration
+	logFormat string
+	retention opscore.Retention
+	actors    []commandActor
+	values    []value // every setting with where it came from
+}
+
+// setting is one row of the table that declares every setting.
+type setting struct {
+	key   string // in opscore.yaml; the flag's name is the same with dashes
+	env   string
+	def   string // "" if the default is computed
+	list  bool
+	usage string
+	parse func(c *config, raw []string) error
+}
+
+func (s setting) flag() string { return strings.ReplaceAll(s.key, "_", "-") }
+
+func settings() []setting {
+	return []setting{
+		{
+			key: "database", env: "OPSCORE_DATABASE_URL",
+			usage: "keep the tasks in `FILE`, or at a postgres:// URL (default $XDG_STATE_HOME/opscore/opscore.db, else ~/.local/state/opscore/opscore.db)",
+			parse: func(c *config, raw []string) error {
+				if raw[0] == "" {
+					return errors.New("it is empty; give a file path or a postgres:// URL")
+				}
+				c.database = raw[0]
+				return nil
+			},
+		},
+		{
+			key: "queues", env: "OPSCORE_QUEUES", list: true,
+			usage: "listen to these `QUEUES`, separated by commas (default: the queues of the actors)",
+			parse: func(c *config, raw []string) error {
+				c.queues = raw
+				if len(raw) == 0 {
+					return errors.New("no queue is given: a worker listens to at least one")
+				}
+				for _, q := range raw {
+					if err := opscore.ValidName("queue", q); err != nil {
+						return err
+					}
+				}
+				return nil
+			},
+		},
+		{
+			key: "slots", env: "OPSCORE_SLOTS", def: strconv.Itoa(opscore.DefaultSlots),
+			usage: "run at most `N` tasks at a time (default 100)",
+			parse: func(c *config, raw []string) (err error) {
+				if c.slots, err = parseCount(raw[0]); err == nil && c.slots > opscore.MaxSlots {
+					err = fmt.Errorf("must be at most %d", opscore.MaxSlots)
+				}
+				return err
+			},
+		},
+		{
+			key: "drain", env: "OPSCORE_DRAIN", def: opscore.DefaultDrain.String(),
+			usage: "when stopping, let running tasks finish for `DURATION` before they are interrupted (default 20s)",
+			parse: func(c *config, raw []string) (err error) {
+				c.drain, err = parseLimit(raw[0])
+				return err
+			},
+		},
+		{
+			key: "grace", env: "OPSCORE_GRACE", def: opscore.DefaultGrace.String(),
+			usage: "give interrupted tasks `DURATION` to end (default 5s)",
+			parse: func(c *config, raw []string) (err error) {
+				c.grace, err = parseLimit(raw[0])
+				return err
+			},
+		},
+		{
+			key: "log_format", env: "OPSCORE_LOG_FORMAT", def: "text",
+			usage: "log of workers as `text|json` (default text)",
+			parse: func(c *config, raw []string) error {
+				if c.logFormat = raw[0]; c.logFormat != "text" && c.logFormat != "json" {
+					return fmt.Errorf("accepted: text, json%s", didYouMean(c.logFormat, []string{"text", "json"}))
+				}
+				return nil
+			},
+		},
+	}
+}
+
+func addSettingFlags(flags *pflag.FlagSet, keys ...string) {
+	for _, s := range settings() {
+		if slices.Contains(keys, s.key) {
+			flags.String(s.flag(), "", s.usage)
+		}
+	}
+}
+
+// candidate is one place that gives a setting a value.
+type candidate struct {
+	raw    []string
+	origin string
+}
+
+// value is a setting with the candidates for its value: the first one wins.
+type value struct {
+	setting
+	candidates []candidate
+}
+
+// loadConfig gathers every setting: flags over environment over file over defaults.
+func (a *app) loadConfig(cmd *cobra.Command) (*config, error) {
+	if err := a.checkEnvironment(os.Environ()); err != nil {
+		return nil, err
+	}
+	c := &config{}
+	fromFile, err := a.readFile(cmd, c)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range settings() {
+		v := value{setting: s}
+		if f := cmd.Flags().Lookup(s.flag()); f != nil && f.Changed {
+			v.candidates = append(v.candidates, candidate{s.split(f.Value.String()), "flag --" + s.flag()})
+		}
+		if text, ok := os.LookupEnv(s.env); ok {
+			v.candidates = append(v.candidates, candidate{s.split(text), "env " + s.env})
+		}
+		if in, ok := fromFile[s.key]; ok {
+			v.candidates = append(v.candidates, in)
+		}
+		if s.def != "" {
+			v.candidates = append(v.candidates, candidate{[]string{s.def}, "default"})
+		}
+		if len(v.candidates) > 0 {
+			first := v.candidates[0]
+			if err := s.parse(c, first.raw); err != nil {
+				return nil, usagef("%s (%s) %q: %s", s.key, first.origin, redactDatabase(strings.Join(first.raw, ",")), err)
+			}
+		}
+		c.values = append(c.values, v)
+	}
+	return c, nil
+}
+
+func (s setting) split(text string) []string {
+	if !s.list {
+		return []string{text}
+	}
+	if strings.TrimSpace(text) == "" {
+		return nil
+	}
+	parts := strings.Split(text, ",")
+	for i := range parts {
+		parts[i] = strings.TrimSpace(parts[i])
+	}
+	return parts
+}
+
+// readFile reads the configuration file, if there is one, into c and returns the settings it gives.
+func (a *app) readFile(cmd *cobra.Command, c *config) (map[string]candidate, error) {
+	path, origin := "", ""
+	if f := cmd.Flags().Lookup("config"); f.Changed {
+		path, origin = f.Value.String(), "flag --config"
+	} else if env, ok := os.LookupEnv("OPSCORE_CONFIG"); ok {
+		path, origin = env, "env OPSCORE_CONFIG"
+	}
+	if origin != "" && path == "" {
+		return nil, usagef("config (%s): it is empty; give a file path or a postgres:// URL", origin)
+	}
+	if path == "" {
+		const standard = "opscore.yaml"
+		if _, err := os.Lstat(standard); err != nil {
+			if _, err := os.Lstat("opscore.yml"); err == nil {
+				a.say(`opscore: warning: opscore.yml is not read; did you mean "opscore.yaml"?`)
+			}
+			return nil, nil
+		}
+		path = standard
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	c.file = abs
+	return decodeFile(c, path)
+}
+
+// checkEnvironment refuses variables that nearly are ours, and names others that look like it.
+func (a *app) checkEnvironment(environ []string) error {
+	var known, similar, foreign []string
+	for _, s := range settings() {
+		known = append(known, s.env)
+		similar = append(similar, "OPSCORE_"+strings.ToUpper(s.key))
+	}
+	known = append(known, "OPSCORE_CONFIG", "OPSCORE_BROKER_URL")
+	ours := append(slices.Clone(known), envTaskID, envAttempt, envActor) // the latter are set for commands, by us
+	for _, kv := range environ {
+		name, _, _ := strings.Cut(kv, "=")
+		if upper := strings.ToUpper(name); upper != name && slices.Contains(known, upper) {
+			return usagef("environment variable %s is not known; did you mean %q?", name, upper)
+		}
+		if name == "OPSCORE_BROKER_URL" {
+			return usagef("OPSCORE_BROKER_URL is set, but this build has no broker support; unset it")
+		}
+		if slices.Contains(ours, name) {
+			continue
+		}
+		for i, k := range known {
+			if levenshtein.ComputeDistance(name, k) <= 2 || i < len(similar) && name == similar[i] {
+				return usagef("environment variable %s is not known; did you mean %q?", name, k)
+			}
+		}
+		if strings.HasPrefix(name, "OPSCORE_") {
+			foreign = append(foreign, name)
+		}
+	}
+	if len(foreign) > 0 {
+		a.say("opscore: warning: not settings of opscore, ignored: %s", strings.Join(foreign, ", "))
+	}
+	return nil
+}
+
+func parseCount(text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return 0, errors.New("a whole number is needed")
+	}
+	if n < 1 {
+		return 0, errors.New("must be at least 1")
+	}
+	return n, nil
+}
+
+// parseDuration reads a duration; negative ones are no use anywhere.
+func parseDuration(text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return 0, errors.New("a duration with its unit is needed, such as 90s, 15m or 1h30m")
+	}
+	if d < 0 {
+		return 0, errors.New("must not be negative")
+	}
+	return d, nil
+}
+
+// parsePeriod reads a duration of which zero would mean nothing.
+func parsePeriod(text string) (time.Duration, error) {
+	d, err := parseDuration(text)
+	if err == nil && d == 0 {
+		err = errors.New("must be longer than 0")
+	}
+	return d, err
+}
+
+// parseLimit reads a duration that may be zero, for fields in which zero means the default.
+func parseLimit(text string) (time.Duration, error) {
+	d, err := parseDuration(text)
+	return cmp.Or(d, time.Nanosecond), err
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/postgres"
+	"github.com/opscore/opscore/sqlite"
+)
+
+// store is an open database.
+type store interface {
+	opscore.Store
+	io.Closer
+}
+
+// database is where the tasks are kept: what --database names.
+type database interface {
+	// open opens it. The SQLite file is created if it is missing, unless exists forbids it.
+	open(ctx context.Context, exists mustExist) (store, error)
+	// schema compares its schema with that of this binary and changes nothing.
+	schema(ctx context.Context) (migration, error)
+	// migrate brings its schema up to date.
+	migrate(ctx context.Context) error
+	// String names it, without secrets, for people and for a command line.
+	String() string
+}
+
+var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
+
+// place returns the database that the configuration names, and whether it is the default one.
+func (c *config) place() (db database, isDefault bool, err error) {
+	if strings.HasPrefix(c.database, "postgres://") || strings.HasPrefix(c.database, "postgresql://") {
+		return postgresURL(c.database), false, nil
+	}
+	path, isDefault, err := c.databasePath()
+	return sqliteFile(path), isDefault, err
+}
+
+// databasePath returns the file that holds the tasks, and whether it is the default one.
+func (c *config) databasePath() (path string, isDefault bool, err error) {
+	if c.database == "" {
+		path, err = defaultDatabase()
+		return path, true, err
+	}
+	path = c.database
+	if rest, ok := strings.CutPrefix(path, "sqlite:"); ok {
+		path = strings.TrimPrefix(rest, "//")
+	} else if redacted := redactDatabase(path); redacted != path || strings.HasPrefix(path, "file:") || path == ":memory:" {
+		return "", false, usagef("database %q: accepted: a file path, sqlite:PATH or postgres://HOST/DATABASE", redacted)
+	}
+	if rest, ok := strings.CutPrefix(path, "~/"); ok {
+		home := os.Getenv("HOME")
+		if home == "" {
+			return "", false, usagef("database %q: HOME is not set; give an absolute path", path)
+		}
+		path = filepath.Join(home, rest)
+	}
+	if path == "" || strings.HasSuffix(path, "/") {
+		return "", false, usagef("database %q: not a file path", c.database)
+	}
+	path, err = filepath.Abs(path)
+	return path, false, err
+}
+
+// redactDatabase leaves of a URL or connection string only what cannot be secret.
+func redactDatabase(s string) string {
+	if strings.HasPrefix(s, "sqlite:") {
+		return s
+	}
+	if m := urlScheme.FindStringSubmatch(s); m != nil {
+		return m[0] + "…"
+	}
+	if strings.Contains(s, "password=") || strings.Contains(s, "host=") || strings.Contains(s, "dbname=") {
+		return "…"
+	}
+	return s
+}
+
+func defaultDatabase() (string, error) {
+	state := os.Getenv("XDG_STATE_HOME")
+	if state == "" {
+		home := os.Getenv("HOME")
+		if home == "" {
+			return "", usagef("no database is given, and neither XDG_STATE_HOME nor HOME is set to find the default; give --database FILE")
+		}
+		state = filepath.Join(home, ".local", "state")
+	}
+	if !filepath.IsAbs(state) {
+		return "", usagef("the default database would be in %q, which is not an absolute path; give --database FILE or set XDG_STATE_HOME", state)
+	}
+	return filepath.Join(state, "opscore", "opscore.db"), nil
+}
+
+// sqliteFile is the embedded tier: its absolute path.
+type sqliteFile string
+
+func (f sqliteFile) String() string { return string(f) }
+
+func (f sqliteFile) open(_ context.Context, exists mustExist) (store, error) {
+	if exists {
+		if _, err := os.Stat(string(f)); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("no database at %s: check --database, or submit the first task: opscore run echo 1", f)
+		}
+	}
+	s, err := sqlite.Open(string(f))
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (f sqliteFile) schema(context.Context) (migration, error) {
+	_, missing := os.Stat(string(f))
+	st, err := sqlite.Status(string(f))
+	return migration{f.String(), !errors.Is(missing, fs.ErrNotExist), st.Current, st.Target}, err
+}
+
+// migrate needs no more than an open.
+func (f sqliteFile) migrate(context.Context) error {
+	s, err := sqlite.Open(string(f))
+	if err != nil {
+		return err
+	}
+	return s.Close()
+}
+
+// postgresURL is the postgres tier.
+type postgresURL string
+
+// String leaves out what may be secret: the password, and the parameters.
+func (u postgresURL) String() string {
+	parsed, err := url.Parse(string(u))
+	if err != nil {
+		return redactDatabase(string(u))
+	}
+	shown := url.URL{Scheme: parsed.Scheme, Host: parsed.Host, Path: parsed.Path}
+	if name := parsed.User.Username(); name != "" {
+		shown.User = url.User(name)
+	}
+	return shown.String()
+}
+
+func (u postgresURL) open(ctx context.Context, _ mustExist) (store, error) {
+	s, err := postgres.Open(ctx, string(u), postgres.Options{})
+	if err != nil {
+		return nil, err
+	}
+	return postgresStore{s}, nil
+}
+
+func (u postgresURL) schema(ctx context.Context) (migration, error) {
+	st, err := postgres.Status(ctx, string(u), postgres.Options{})
+	return migration{u.String(), st.Current > 0, st.Current, st.Target}, err
+}
+
+func (u postgresURL) migrate(ctx context.Context) error {
+	return postgres.Migrate(ctx, string(u), postgres.Options{})
+}
+
+// postgresStore closes like the other.
+type postgresStore struct{ *postgres.Store }
+
+func (s postgresStore) Close() error {
+	s.Store.Close()
+	return nil
+}

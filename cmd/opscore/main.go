@@ -1,0 +1,90 @@
+// Command opscore submits, runs and inspects durable background tasks.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+
+	"github.com/opscore/opscore"
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// The exit statuses. Scripts and supervisors rely on them.
+const (
+	exitOK          = 0
+	exitFailed      = 1   // the operation failed: the task failed, was not found, the store is unavailable
+	exitUsage       = 2   // wrong usage, input or configuration; nothing was stored
+	exitStuck       = 70  // a worker gave up on a handler that ignored its cancelled context
+	exitInterrupted = 130 // a signal ended the wait for something that goes on
+)
+
+// run is the whole command: it reports an error as one line and returns the exit status.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := a.rootCommand()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if text := err.Error(); text != "" {
+		a.say("opscore: %s", redact(strings.ReplaceAll(text, "\n", "; "))) // of joined errors
+	}
+	return exitStatus(err)
+}
+
+func exitStatus(err error) int {
+	var usage usageError
+	var interrupted interruptedError
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &interrupted):
+		return exitInterrupted
+	}
+	switch opscore.CodeOf(err) {
+	case opscore.CodeInvalid, opscore.CodeTooLarge:
+		return exitUsage
+	case opscore.CodeHandlerStuck:
+		return exitStuck
+	}
+	return exitFailed
+}
+
+// app is one invocation of the command.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	json           bool // --json
+}
+
+// say writes one line for people. What it says may contain data, so it is escaped for the terminal.
+func (a *app) say(format string, args ...any) {
+	// A reader of stderr that is gone must not fail the work that it would have read about.
+	_, _ = fmt.Fprintln(a.stderr, safe(fmt.Sprintf(format, args...)))
+}
+
+// usageError is a mistake of the caller: wrong arguments, input or configuration.
+type usageError struct{ text string }
+
+func (e usageError) Error() string { return e.text }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Sprintf(format, args...)} }
+
+// interruptedError is the cause of a context that a signal ended.
+type interruptedError struct{ text string }
+
+func (e interruptedError) Error() string { return e.text }
+
+var userinfo = regexp.MustCompile(`://[^\s"']*@`)
+
+// redact removes what stands before the @ of a URL: errors quote what they were given, secrets included.
+func redact(s string) string { return userinfo.ReplaceAllString(s, "://…@") }

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"encoding/json"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/opscore/opscore"
+)
+
+func TestDataCannotPlayWithATerminal(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain äöü 日本 👩‍💻":       "plain äöü 日本 👩‍💻",
+		"\x1b]52;c;AAAA\a":       `\x1b]52;c;AAAA\x07`,
+		"\x1b]8;;http://x\x1b\\": `\x1b]8;;http://x\x1b\`,
+		"a\r\nopscore: forged":   `a\r\nopscore: forged`,
+		"tab\there":              `tab\there`,
+		"\u009b31m":              `\u009b31m`,
+		"\u202egpj.exe":          `\u202egpj.exe`,
+		"\u2066\u2028":           `\u2066\u2028`,
+		"\x7f\x00":               `\x7f\x00`,
+		"bad \xff":               `bad \xff`,
+		"real \uFFFD":            "real \uFFFD",
+	} {
+		if got := safe(in); got != want {
+			t.Errorf("%q: got %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestEscapedJSONIsTheSameDocument(t *testing.T) {
+	doc := []byte("{\n\t\"k\u202e\": [\"\u009b31m\", \"\x7f\", \"\u2028\", \"ok 日本\"]}")
+	escaped := safeJSON(doc)
+	if strings.IndexFunc(string(escaped), func(r rune) bool { return hostile(r) && r != '\n' && r != '\t' }) >= 0 {
+		t.Errorf("got %q", escaped)
+	}
+	var before, after any
+	if err := json.Unmarshal(doc, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(escaped, &after); err != nil || !reflect.DeepEqual(before, after) {
+		t.Errorf("got %s, %v", escaped, err)
+	}
+}
+
+func TestProgressIsOneLineOfTheTerminal(t *testing.T) {
+	running := opscore.Task{State: opscore.Running, Progress: 0.5, ProgressText: "half\x1b[2J", Attempt: 2, MaxAttempts: 10}
+	waiting := opscore.Task{State: opscore.Pending, Attempt: 1, MaxAttempts: 3, Error: "boom\nstack", RunAt: time.Now().Add(time.Hour)}
+	for want, task := range map[string]opscore.Task{
+		`[##########..........]  50%  half\x1b[2J  (attempt 2 of 10)`: running,
+		"waiting for attempt 2 of 3, in 59m: boom":                    waiting,
+		"waiting in queue mail":                                       {State: opscore.Pending, Queue: "mail"},
+	} {
+		if got := progressLine(task, 200); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		if got := progressLine(task, 10); utf8.RuneCountInString(got) > 9 {
+			t.Errorf("%q does not fit", got)
+		}
+	}
+}
+
+func TestSecretsOfURLsAreNotRepeated(t *testing.T) {
+	for _, in := range []string{
+		"postgres://me:canary@db.example.com/x", "amqp://me:ca@canary@mq.example.com", "postgres://db.example.com/x?password=canary",
+		"host=db.example.com password=canary", "POSTGRES://me:canary@x",
+	} {
+		if got := redactDatabase(in); strings.Contains(got, "canary") {
+			t.Errorf("got %s", got)
+		}
+	}
+	if got := redact(`dial "postgres://me:canary@db.example.com": refused`); strings.Contains(got, "canary") {
+		t.Errorf("got %s", got)
+	}
+}
+
+// blockedWriter is a terminal that nobody lets go on.
+type blockedWriter struct{ release chan struct{} }
+
+func (b blockedWriter) Write(p []byte) (int, error) {
+	<-b.release
+	return len(p), nil
+}
+
+func TestLoggingNeverBlocksWork(t *testing.T) {
+	blocked := blockedWriter{make(chan struct{})}
+	defer close(blocked.release)
+	w := newLineWriter(blocked)
+	for range 100_000 {
+		if _, err := w.Write([]byte("line\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if w.dropped.Load() == 0 {
+		t.Error("nothing was dropped, but nothing was read either")
+	}
+}
+
+func TestASuggestionIsGivenOnlyIfItIsLikely(t *testing.T) {
+	names := []string{"worker", "submit", "task"}
+	for in, want := range map[string]string{"wroker": `; did you mean "worker"?`, "sub": `; did you mean "submit"?`, "xyzzy": "", "": ""} {
+		if got := didYouMean(in, names); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}

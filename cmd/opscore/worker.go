@@ -1,0 +1,250 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opscore/opscore"
+)
+
+const workerLong = `Worker runs tasks until it is stopped: those of the actors that opscore.yaml declares. It also does the chores
+of the database: it takes back the tasks of dead workers, fails expired ones and removes old ones. Go programs with
+actors of their own run an opscore.Worker instead; both kinds work on one database side by side.
+
+SIGTERM or Ctrl-C makes it stop taking tasks, let the running ones finish (--drain), interrupt what is left (--grace)
+and exit; a second signal skips the wait. What did not finish goes back to the queue and costs no attempt.
+Exit status 70 means that something ignored its interruption.`
+
+func (a *app) workerCommand() *cobra.Command {
+	var readyFile string
+	c := &cobra.Command{
+		Use:   "worker",
+		Short: "Run the tasks of the actors in opscore.yaml",
+		Long:  workerLong,
+		Example: `  opscore worker
+  opscore worker --queues images,mail --slots 8 --ready-file /run/opscore/ready`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(cmd, args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.work(cmd, readyFile, func(*config, opscore.Handlers) {})
+		},
+	}
+	addSettingFlags(c.Flags(), "queues", "slots", "drain", "grace")
+	c.Flags().StringVar(&readyFile, "ready-file", "", "write `FILE`, a JSON object about the worker, when it is ready; removed at its end")
+	c.AddCommand(a.workerListCommand())
+	return c
+}
+
+func (a *app) devCommand() *cobra.Command {
+	var readyFile string
+	c := &cobra.Command{
+		Use:   "dev",
+		Short: "Run a worker with demo actors, to try things out",
+		Long: `Dev is a worker for trying things out: it knows the demo actors echo, sleep and flaky besides those of
+opscore.yaml, and listens to all their queues. Submit tasks to it from another terminal; Ctrl-C stops it.`,
+		Example: `  opscore dev
+  opscore submit --wait sleep '{"seconds":3}'     (in another terminal)`,
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.work(cmd, readyFile, func(conf *config, h opscore.Handlers) {
+				registerDemos(h, nil)
+				conf.queues = slices.Compact(slices.Sorted(slices.Values(append(conf.queues, h.Queues()...))))
+			})
+		},
+	}
+	addSettingFlags(c.Flags(), "queues", "slots", "drain", "grace")
+	c.Flags().StringVar(&readyFile, "ready-file", "", "write `FILE`, a JSON object about the worker, when it is ready; removed at its end")
+	return c
+}
+
+// work runs a worker and a keeper until a signal stops them.
+func (a *app) work(cmd *cobra.Command, readyFile string, extend func(*config, opscore.Handlers)) (err error) {
+	ctx, hurry, release := interruptible(cmd.Context())
+	defer release()
+	conf, err := a.loadConfig(cmd)
+	if err != nil {
+		return err
+	}
+	handlers := opscore.Handlers{}
+	for _, actor := range conf.actors {
+		if err := actor.register(handlers, nil); err != nil {
+			return err
+		}
+	}
+	extend(conf, handlers)
+	if len(handlers) == 0 {
+		return usagef("no actor to work for: declare one in opscore.yaml, such as `actors: {hello: {command: [echo, hello]}}`; " +
+			"opscore dev has demo actors; Go programs run their own opscore.Worker")
+	}
+	sealFiles()
+	s, err := a.open(cmd, conf, created)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.store.Close()) }()
+	s.sayDatabase()
+	out := newLineWriter(a.stderr)
+	defer out.close()
+	ready := &readyFileWriter{path: readyFile}
+	if err := ready.remove(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ready.remove()) }()
+	err = s.employ(ctx, hurry, handlers, newLogger(out, conf.logFormat), ready)
+	if ctx.Err() != nil && errors.As(err, new(interruptedError)) {
+		return nil // stopped before it was ready
+	}
+	return err
+}
+
+// employ runs worker and keeper as one: the keeper ends after the worker, whose tasks it may have to look after.
+func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.Handlers, log *slog.Logger, ready *readyFileWriter) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	worker := &opscore.Worker{
+		Store: s.store, Handlers: h, Queues: s.conf.queues, Slots: s.conf.slots, Drain: s.conf.drain, Grace: s.conf.grace,
+		Hurry: hurry, Log: log, MaxResult: maxResult,
+		OnReady: func(info opscore.WorkerInfo) {
+			if err := ready.write(info); err != nil {
+				ready.failed = err
+				cancel(err)
+				return
+			}
+			if s.cmd.Name() == "dev" {
+				log.Info("try, in another terminal: opscore submit --wait" + s.again() + ` sleep '{"seconds":3}'`)
+			}
+		},
+	}
+	keeping, stopKeeper := context.WithCancel(context.WithoutCancel(ctx))
+	kept := make(chan error, 1)
+	go func() {
+		kept <- (&opscore.Keeper{Store: s.store, Retention: s.conf.retention, Log: log}).Run(keeping)
+	}()
+	stop := context.AfterFunc(ctx, func() {
+		if interrupted, ok := errors.AsType[interruptedError](context.Cause(ctx)); ok {
+			log.Info("stopping", "why", interrupted.text, "drain", s.conf.drain, "hint", "a second signal skips the wait")
+		}
+	})
+	defer stop()
+	err := worker.Run(ctx)
+	stopKeeper()
+	return errors.Join(err, ready.failed, <-kept)
+}
+
+func newLogger(to io.Writer, format string) *slog.Logger {
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(to, nil))
+	}
+	return slog.New(slog.NewTextHandler(to, nil))
+}
+
+// readyFileWriter keeps the file that tells supervisors and scripts that the worker takes tasks.
+type readyFileWriter struct {
+	path   string // "" for none
+	failed error
+}
+
+// write appears at once and whole.
+func (r *readyFileWriter) write(info opscore.WorkerInfo) error {
+	if r.path == "" {
+		return nil
+	}
+	info.Live, info.StartedAt, info.LastBeat = true, time.Now().UTC(), time.Now().UTC()
+	doc, err := json.Marshal(info)
+	if err != nil {
+		return fmt.Errorf("encode worker: %w", err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(r.path), "."+filepath.Base(r.path)+".*")
+	if err != nil {
+		return fmt.Errorf("write ready file: %w", err)
+	}
+	_, err = f.Write(append(doc, '\n'))
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), r.path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write ready file: %w", err), os.Remove(f.Name()))
+	}
+	return nil
+}
+
+func (r *readyFileWriter) remove() error {
+	if r.path == "" {
+		return nil
+	}
+	if err := os.Remove(r.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove ready file: %w", err)
+	}
+	return nil
+}
+
+func (a *app) workerListCommand() *cobra.Command {
+	var all bool
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List the workers of the database",
+		Long: `List shows the workers that are registered: where they run, what they listen to and when they were last heard.
+With --all it also shows those that went away within the last day, and why.`,
+		Example: `  opscore worker list
+  opscore worker list --all --json`,
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(cmd, existing, func(ctx context.Context, s *session) error { return s.listWorkers(ctx, all) })
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "also those that are gone, for a day")
+	return c
+}
+
+func (s *session) listWorkers(ctx context.Context, all bool) error {
+	goneFor := time.Duration(0)
+	if all {
+		goneFor = 24 * time.Hour
+	}
+	registered, err := s.store.Workers(ctx, goneFor)
+	if err != nil {
+		return err
+	}
+	workers := append([]opscore.WorkerInfo{}, registered...) // in JSON an empty list, not null
+	if s.json {
+		return s.printJSON(workers)
+	}
+	if len(workers) == 0 {
+		s.say("no worker is registered; start one: opscore worker, or opscore dev to try things out")
+		return nil
+	}
+	rows := make([][]string, len(workers))
+	for i, w := range workers {
+		rows[i] = []string{
+			w.ID.String(), w.Host, fmt.Sprint(w.PID), workerState(w), fmt.Sprint(w.Slots), strings.Join(w.Queues, ","),
+			strings.Join(w.Actors, ","), w.Build, age(w.LastBeat),
+		}
+	}
+	return s.table([]string{"ID", "HOST", "PID", "STATE", "SLOTS", "QUEUES", "ACTORS", "BUILD", "HEARD"}, rows)
+}
+
+func workerState(w opscore.WorkerInfo) string {
+	switch {
+	case w.State == opscore.WorkerGone:
+		return "gone " + age(w.GoneAt) + ": " + cmp.Or(w.Cause, "no cause recorded")
+	case !w.Live:
+		return string(w.State) + ", silent"
+	}
+	return string(w.State)
+}

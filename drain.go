@@ -1,0 +1,124 @@
+package opscore
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// drain lets running tasks end, then makes them, then hands back what is left.
+func (c *crew) drain() error {
+	if err := c.enter(context.Background(), WorkerDraining); err != nil {
+		c.log.Error("heartbeat failed", "error", err)
+	}
+	c.mu.Lock()
+	before := c.report
+	c.mu.Unlock()
+	performed := after(&c.performing)
+	if !wait(performed, cmp.Or(c.Drain, DefaultDrain), c.Hurry) {
+		c.cancelAll(errShutdown)
+		wait(performed, cmp.Or(c.Grace, DefaultGrace), nil)
+	}
+	stuck := c.releaseStuck()
+	c.awaitRecorded(cmp.Or(c.Grace, DefaultGrace))
+	close(c.stop)
+	c.mu.Lock()
+	r := c.report
+	c.mu.Unlock()
+	c.log.Info("worker drained", "finished", r.finished-before.finished, "handed_back", r.handedBack-before.handedBack,
+		"released", len(stuck))
+	if len(stuck) > 0 {
+		return &Error{Code: CodeHandlerStuck, Message: "handlers ignored their cancelled context: " + strings.Join(stuck, ", ")}
+	}
+	return nil
+}
+
+func after(wg *sync.WaitGroup) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	return done
+}
+
+func wait(done <-chan struct{}, limit time.Duration, hurry <-chan struct{}) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-hurry:
+	case <-timer.C:
+	}
+	return false
+}
+
+// awaitRecorded waits until no outcome is unrecorded: then the whole backlog can be had.
+func (c *crew) awaitRecorded(limit time.Duration) {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for range cap(c.backlog) {
+		select {
+		case c.backlog <- struct{}{}:
+		case <-timer.C:
+			return
+		}
+	}
+}
+
+func (c *crew) cancelAll(cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.runs {
+		r.cancel(cause)
+	}
+}
+
+// releaseStuck hands back the tasks whose handlers did not return, and names them.
+func (c *crew) releaseStuck() []string {
+	var names []string
+	var outcomes []Outcome
+	c.mu.Lock()
+	for _, r := range c.runs {
+		if !r.done {
+			names = append(names, fmt.Sprintf("%s (task %s)", r.task.Actor, r.task.ID))
+			outcomes = append(outcomes, Outcome{
+				Task: r.task.ID, ClaimSeq: r.task.ClaimSeq, Worker: r.task.Worker, State: Pending,
+				Uncounted: true, Code: CodeShutdown, Error: "the handler ignored its cancelled context", Log: r.run.notes.end(),
+			})
+		}
+	}
+	c.mu.Unlock()
+	c.release(outcomes)
+	slices.Sort(names)
+	return names
+}
+
+// handBack releases tasks that were claimed while the worker was told to stop: nobody ran them.
+func (c *crew) handBack(tasks []Task) {
+	outcomes := make([]Outcome, len(tasks))
+	for i, t := range tasks {
+		outcomes[i] = Outcome{
+			Task: t.ID, ClaimSeq: t.ClaimSeq, Worker: t.Worker, State: Pending,
+			Uncounted: true, Unstarted: true, Code: CodeShutdown,
+		}
+	}
+	c.release(outcomes)
+}
+
+// release records outcomes at once; if that fails, the tasks are rescued when the lease ends.
+func (c *crew) release(outcomes []Outcome) {
+	if len(outcomes) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), HeartbeatEvery)
+	defer cancel()
+	if _, err := c.Store.Finish(ctx, outcomes); err != nil {
+		c.log.Error("cannot release tasks: they are rescued when the lease ends", "tasks", len(outcomes), "error", err)
+	}
+}

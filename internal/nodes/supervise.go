@@ -1,0 +1,331 @@
+package nodes
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// patience is how long anything here may take before it is an error.
+const patience = 30 * time.Second
+
+// guardScript makes a server's directory, says where it is, and removes it. Its standard input is a pipe whose other end is
+// held by us, by runnerScript and by every process of the server: it ends when the last of them does, however that came
+// about. A server that was killed leaves a file behind and, in the kernel, a segment of shared memory that the file names.
+const guardScript = `
+trap '' HUP INT QUIT TERM PIPE
+dir=$(mktemp -d "$1") || exit
+echo "$dir"
+read -r _
+if [ -f "$dir/data/postmaster.pid" ]; then
+	ipcrm -m "$(sed -n '7s/.* //p' "$dir/data/postmaster.pid")"
+fi
+rm -rf "$dir"
+`
+
+// runnerScript runs a server and kills it when we are gone: its standard input is a pipe whose other end only we hold. It
+// repeats the signal because the server may not listen to it yet, and lets a server go on that is paused. It ends
+// when the server does, with its exit status.
+const runnerScript = `
+trap '' HUP INT QUIT TERM PIPE
+exec 4<&0
+"$@" </dev/null 4<&- &
+server=$!
+echo "$server"
+{
+	read -r _
+	while kill -QUIT "$server" && kill -CONT "$server"; do sleep 0.1; done
+} <&4 >/dev/null 2>&1 3>&- &
+reader=$!
+wait "$server"
+status=$?
+kill -KILL "$reader"
+exit "$status"
+`
+
+// directory is a server's own, with its log and its data. It is gone when it is closed and the server has ended, and
+// likewise when our process has ended in any way.
+type directory struct {
+	path  string
+	as    *syscall.Credential // of the server's processes; nil is ours
+	hold  *os.File            // the guard's pipe: whoever has it keeps the directory alive
+	guard *exec.Cmd
+}
+
+// newDirectory makes one. Root's servers run as the named user: most refuse to run as root.
+func newDirectory(ctx context.Context, name string) (*directory, error) {
+	d := &directory{}
+	if os.Geteuid() == 0 {
+		var err error
+		if d.as, err = credential(name); err != nil {
+			return nil, err
+		}
+	}
+	alive, hold, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = alive.Close() }()
+	template := filepath.Join(os.TempDir(), "opscore-"+name+"-XXXXXXXX")
+	guard := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", "-c", guardScript, "guard", template)
+	guard.Dir = "/"
+	guard.Env = environment("/")
+	guard.Stdin = alive
+	guard.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // what a terminal sends to us must not reach it
+	stdout, err := guard.StdoutPipe()
+	if err == nil {
+		err = guard.Start()
+	}
+	if err != nil {
+		return nil, errors.Join(err, hold.Close())
+	}
+	d.hold, d.guard = hold, guard
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		return nil, fmt.Errorf("make a directory %s: %w", template, d.close())
+	}
+	d.path = strings.TrimSuffix(line, "\n")
+	if err := d.give(ctx, name); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+// give makes the directory that of the user that the server runs as, if that is not us.
+func (d *directory) give(ctx context.Context, name string) error {
+	if d.as == nil {
+		return nil
+	}
+	if err := os.Chown(d.path, int(d.as.Uid), int(d.as.Gid)); err != nil {
+		return err
+	}
+	if err := d.run(ctx, d.as, "/bin/sh", "-c", ":"); errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("user %s cannot enter %s: set TMPDIR to a directory that it can enter: %w", name, d.path, err)
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
+func credential(name string) (*syscall.Credential, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return nil, fmt.Errorf("find a user to run the server as, for it refuses root: %w", err)
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+}
+
+// close returns once the directory is gone; the server must have ended.
+func (d *directory) close() error {
+	if err := d.hold.Close(); err != nil {
+		if errors.Is(err, os.ErrClosed) {
+			return nil // closed before
+		}
+		return err
+	}
+	return d.guard.Wait()
+}
+
+// command prepares a process that belongs to the directory: it holds the guard's pipe as its file descriptor 3, writes to
+// the log and sees nothing of our environment.
+func (d *directory) command(ctx context.Context, as *syscall.Credential, log *os.File, argv ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir = d.path
+	cmd.Env = environment(d.path)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{d.hold}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: as}
+	return cmd
+}
+
+// environment is all that our processes see of ours.
+func environment(home string) []string {
+	return []string{"PATH=" + os.Getenv("PATH") + ":/usr/bin:/bin", "LC_ALL=C", "HOME=" + home}
+}
+
+// openLog opens the log for processes to inherit.
+func (d *directory) openLog() (*os.File, error) {
+	return os.OpenFile(filepath.Join(d.path, "log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+}
+
+// log returns the end of what the server has written.
+func (d *directory) log() string {
+	log, err := os.ReadFile(filepath.Join(d.path, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(log[max(0, len(log)-8<<10):]))
+}
+
+// run runs a program to its end, as the given user.
+func (d *directory) run(ctx context.Context, as *syscall.Credential, argv ...string) error {
+	log, err := d.openLog()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	if err := d.command(ctx, as, log, argv...).Run(); err != nil {
+		return fmt.Errorf("run %s: %w\n%s", argv[0], err, d.log())
+	}
+	return nil
+}
+
+// process is a running server.
+type process struct {
+	pid  int
+	life io.Closer     // closed, it is killed
+	gone chan struct{} // closed when it and every process that it started are gone
+	err  error         // how it ended; to be read when gone is closed
+}
+
+// start starts a server.
+func (d *directory) start(ctx context.Context, argv ...string) (*process, error) {
+	log, err := d.openLog()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = log.Close() }()
+	cmd := d.command(context.WithoutCancel(ctx), d.as, log, slices.Concat([]string{"/bin/sh", "-c", runnerScript, "runner"}, argv)...)
+	life, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout = nil
+	stdout, err := cmd.StdoutPipe() // inherited by every process of the server: it ends with the last of them
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	p := &process{life: life, gone: make(chan struct{})}
+	out := bufio.NewReader(stdout)
+	line, err := out.ReadString('\n')
+	if err == nil {
+		p.pid, err = strconv.Atoi(strings.TrimSpace(line))
+	}
+	if err != nil {
+		life.Close()
+		return nil, errors.Join(fmt.Errorf("start %s: read its process id: %w", argv[0], err), cmd.Wait())
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, out)
+		p.err = cmd.Wait()
+		close(p.gone)
+	}()
+	return p, nil
+}
+
+// end kills the server and returns once it is gone.
+func (p *process) end() error {
+	p.life.Close()
+	return p.await()
+}
+
+// await returns once the server is gone.
+func (p *process) await() error {
+	select {
+	case <-p.gone:
+		return nil
+	case <-time.After(patience):
+		return fmt.Errorf("process %d has not ended after %v", p.pid, patience)
+	}
+}
+
+func (p *process) signal(sig syscall.Signal) error {
+	select {
+	case <-p.gone:
+		return fmt.Errorf("signal the server: it has ended: %w", how(p.err))
+	default:
+		return syscall.Kill(p.pid, sig)
+	}
+}
+
+// signalAll sends first to the server, so that it starts no more processes, and then the signal to it and to each of its
+// children.
+func (p *process) signalAll(first, sig syscall.Signal) error {
+	if err := p.signal(first); err != nil {
+		return err
+	}
+	children, err := children(p.pid)
+	if err != nil {
+		return err
+	}
+	for _, pid := range append(children, p.pid) {
+		if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("signal process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// how says how a process ended.
+func how(err error) error {
+	if err == nil {
+		return errors.New("exit status 0")
+	}
+	return err
+}
+
+// children lists the processes that pid started, by way of /proc.
+func children(pid int) (found []int, err error) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil || len(stats) == 0 {
+		return nil, errors.Join(errors.New("list processes: there is no /proc"), err)
+	}
+	for _, name := range stats {
+		stat, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended since
+		}
+		_, after, _ := bytes.Cut(stat[max(0, bytes.LastIndexByte(stat, ')')):], []byte(" "))
+		fields := strings.Fields(string(after)) // state, parent …
+		if len(fields) > 1 && fields[1] == strconv.Itoa(pid) {
+			child, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, child)
+		}
+	}
+	return found, nil
+}
+
+// freePort picks a loopback port below those that the kernel hands out, so that no connection takes it while its server
+// is stopped.
+func freePort(ctx context.Context) (port int, err error) {
+	for range 100 {
+		port = 20000 + rand.IntN(10000)
+		var l net.Listener
+		if l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", loopback(port)); err == nil {
+			return port, l.Close()
+		}
+	}
+	return 0, fmt.Errorf("find a free port: %w", err)
+}
+
+func loopback(port int) string {
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+}

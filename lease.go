@@ -1,0 +1,152 @@
+package opscore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// register enters the registry under a new id.
+func (c *crew) register(ctx context.Context, state WorkerState) error {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.info.ID, c.info.State = id, state
+	info := c.info
+	c.mu.Unlock()
+	sent := time.Now()
+	if err := c.Store.Register(ctx, info); err != nil {
+		return err
+	}
+	c.renew(sent)
+	return nil
+}
+
+// renew starts the lease at the moment its renewal was sent, less a margin of a fifth.
+func (c *crew) renew(sent time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lease = sent.Add(LeaseFor * 8 / 10)
+}
+
+func (c *crew) leased() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Now().Before(c.lease)
+}
+
+func (c *crew) identity() WorkerInfo {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.info
+}
+
+// beat keeps the lease.
+func (c *crew) beat(ctx context.Context) {
+	tick := time.NewTicker(HeartbeatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := c.heartbeat(ctx); err != nil && ctx.Err() == nil {
+			c.log.Error("heartbeat failed", "worker", c.identity().ID, "error", err)
+		}
+	}
+}
+
+// enter changes the worker's state and tells the registry.
+func (c *crew) enter(ctx context.Context, state WorkerState) error {
+	c.mu.Lock()
+	c.info.State = state
+	id := c.info.ID
+	c.mu.Unlock()
+	emit(c.OnEvent, Event{Kind: EventWorker, Worker: id, Code: Code(state)})
+	return c.heartbeat(ctx)
+}
+
+// heartbeat renews the lease and compares, both ways, what the store and this process think is running.
+func (c *crew) heartbeat(ctx context.Context) error {
+	c.mu.Lock()
+	id, state := c.info.ID, c.info.State
+	before := maps.Clone(c.runs) // what is claimed from here on may be missing in the answer
+	c.mu.Unlock()
+	sent := time.Now()
+	owned, err := c.Store.Heartbeat(ctx, id, state)
+	if errors.Is(err, ErrLeaseLost) {
+		return c.reincarnate(ctx, state)
+	}
+	if err != nil {
+		return err
+	}
+	c.renew(sent)
+	c.reconcile(id, before, owned)
+	return nil
+}
+
+// reincarnate continues under a new id after this one was declared gone: its runs belong to others now.
+func (c *crew) reincarnate(ctx context.Context, state WorkerState) error {
+	old := c.identity().ID
+	c.mu.Lock()
+	for _, r := range c.runs {
+		r.cancel(ErrLeaseLost)
+	}
+	c.strays = map[fence]bool{}
+	c.mu.Unlock()
+	if err := c.register(ctx, state); err != nil {
+		return err
+	}
+	c.log.Warn("the lease was lost: the worker continues under a new id", "old", old, "new", c.identity().ID)
+	return nil
+}
+
+// reconcile cancels runs that are no longer ours or shall not go on, and releases what the store has as ours but
+// nobody here runs.
+func (c *crew) reconcile(id ID, before map[fence]*running, owned []Owned) {
+	var orphaned []Outcome
+	c.mu.Lock()
+	known := make(map[fence]bool, len(owned))
+	strays := map[fence]bool{}
+	for _, o := range owned {
+		f := fence{o.Task, o.ClaimSeq}
+		known[f] = true
+		switch r := c.runs[f]; {
+		case r != nil && o.Cancel:
+			r.cancel(errCancelled)
+		case r == nil && c.strays[f]:
+			// Seen at two heartbeats: the answer to its claim was lost.
+			orphaned = append(orphaned, Outcome{
+				Task: o.Task, ClaimSeq: o.ClaimSeq, Worker: id, State: Pending, Uncounted: true, Code: CodeLostInWorker,
+			})
+		case r == nil:
+			strays[f] = true
+		}
+	}
+	c.strays = strays
+	for f, r := range before {
+		if !known[f] && !r.done && r.task.Worker == id {
+			r.cancel(ErrLeaseLost)
+		}
+	}
+	c.mu.Unlock()
+	c.release(orphaned)
+}
+
+// leave ends the lease. A store that does not answer is not waited for: the lease runs out by itself.
+func (c *crew) leave(cause string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), HeartbeatEvery)
+	defer cancel()
+	if err := c.Store.Leave(ctx, c.identity().ID, cause); err != nil && !errors.Is(err, ErrLeaseLost) {
+		return fmt.Errorf("leave the registry: %w", err)
+	}
+	emit(c.OnEvent, Event{Kind: EventWorker, Worker: c.identity().ID, Code: Code(WorkerGone)})
+	return nil
+}

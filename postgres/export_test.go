@@ -1,0 +1,34 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Age lets d pass: it moves the rows and the observations back, since the clock of a real database is real.
+func (s *Store) Age(ctx context.Context, d time.Duration) error {
+	for _, text := range []string{
+		`UPDATE opscore.task SET run_at = run_at - $1 * interval '1 microsecond', created_at = created_at - $1 * interval '1 microsecond',
+			expires_at = expires_at - $1 * interval '1 microsecond', finished_at = finished_at - $1 * interval '1 microsecond'`,
+		`UPDATE opscore.worker SET last_beat = last_beat - $1 * interval '1 microsecond', lease_until = lease_until - $1 * interval '1 microsecond',
+			gone_at = gone_at - $1 * interval '1 microsecond'`,
+	} {
+		if _, err := s.pool.Exec(ctx, s.sql(text), d.Microseconds()); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, l := range s.observed.lapsed {
+		l.at = l.at.Add(-d)
+		s.observed.lapsed[id] = l
+	}
+	return nil
+}
+
+// Address is where the server listens.
+func (s *Store) Address() string {
+	c := s.pool.Config().ConnConfig
+	return fmt.Sprintf("%s:%d", c.Host, c.Port)
+}

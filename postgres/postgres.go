@@ -1,0 +1,232 @@
+// Package postgres is the store in PostgreSQL: the tiers that more than one machine shares.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/opscore/opscore"
+)
+
+// Store is a [opscore.Store] in one schema of a PostgreSQL database. Any number of processes may share it.
+type Store struct {
+	schema string
+	pool   *pgxpool.Pool
+	beats  *pgxpool.Pool // one connection for heartbeats: a busy pool must not cost the lease
+	wake   waker
+
+	mu       sync.Mutex
+	texts    map[string]string // of statements, with the schema's name put in
+	observed observations
+}
+
+var (
+	_ opscore.Store = (*Store)(nil)
+	_ opscore.Waker = (*Store)(nil)
+)
+
+// Options change how a database is used; the zero value is the default.
+type Options struct {
+	Schema string // that holds the tables; empty means opscore
+}
+
+// DefaultSchema is the schema that holds the tables unless told otherwise.
+const DefaultSchema = "opscore"
+
+var schemaRule = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
+
+// Open connects to the database that url names (see pgx for what it may hold) and checks that its schema is the one
+// this binary knows: [Migrate] makes it so. An encrypted connection that would silently fall back to plain text is
+// refused unless the server is on this machine. Errors are [opscore.ErrUnavailable] and never hold a password.
+func Open(ctx context.Context, url string, o Options) (*Store, error) {
+	s, err := connect(ctx, url, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.check(ctx); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func connect(ctx context.Context, url string, o Options) (*Store, error) {
+	schema := o.Schema
+	if schema == "" {
+		schema = DefaultSchema
+	}
+	if !schemaRule.MatchString(schema) {
+		return nil, &opscore.Error{
+			Code:    opscore.CodeInvalid,
+			Message: fmt.Sprintf("schema %q: a name starts with a letter or _ and has up to 63 letters, digits and _", schema),
+		}
+	}
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, &opscore.Error{Code: opscore.CodeInvalid, Message: "database URL: " + redacted(err)}
+	}
+	if err := refuseDowngrade(config.ConnConfig); err != nil {
+		return nil, err
+	}
+	if config.ConnConfig.RuntimeParams["application_name"] == "" {
+		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
+	}
+	s := &Store{schema: pgx.Identifier{schema}.Sanitize(), texts: map[string]string{}}
+	s.wake.init()
+	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		return nil, unavailable("connect", err)
+	}
+	single := config.Copy()
+	single.MaxConns, single.MinConns = 1, 0
+	if s.beats, err = pgxpool.NewWithConfig(ctx, single); err != nil {
+		s.pool.Close()
+		return nil, unavailable("connect", err)
+	}
+	if err := s.pool.Ping(ctx); err != nil {
+		s.Close()
+		return nil, unavailable("connect to "+address(config.ConnConfig), err)
+	}
+	return s, nil
+}
+
+// refuseDowngrade refuses what sslmode=prefer and allow do with a server elsewhere: try without encryption as well.
+func refuseDowngrade(c *pgx.ConnConfig) error {
+	hosts := []*pgconn.FallbackConfig{{Host: c.Host, TLSConfig: c.TLSConfig}}
+	for _, f := range append(hosts, c.Fallbacks...) {
+		if f.TLSConfig == nil && !local(f.Host) {
+			// sslmode=disable has no encrypted variant at all: it was asked for, in so many words.
+			if c.TLSConfig == nil && !encryptedFallback(c.Fallbacks) {
+				continue
+			}
+			return &opscore.Error{Code: opscore.CodeInvalid, Message: fmt.Sprintf(
+				"database at %s: sslmode prefer or allow may end up without encryption and not say so; use sslmode=verify-full "+
+					"(or require), or sslmode=disable if plain text is what you want", f.Host)}
+		}
+	}
+	return nil
+}
+
+func encryptedFallback(fallbacks []*pgconn.FallbackConfig) bool {
+	for _, f := range fallbacks {
+		if f.TLSConfig != nil {
+			return true
+		}
+	}
+	return false
+}
+
+func local(host string) bool {
+	return strings.HasPrefix(host, "/") || host == "localhost" || host == "::1" || strings.HasPrefix(host, "127.")
+}
+
+func address(c *pgx.ConnConfig) string {
+	return fmt.Sprintf("%s:%d, database %s", c.Host, c.Port, c.Database)
+}
+
+// Close ends the connections. Workers, keepers and clients of the store must have stopped.
+func (s *Store) Close() {
+	s.wake.close()
+	s.beats.Close()
+	s.pool.Close()
+}
+
+// Pool returns the connections, for the caller's own transactions.
+func (s *Store) Pool() *pgxpool.Pool { return s.pool }
+
+// sql puts the schema's name into a statement, which says opscore.
+func (s *Store) sql(text string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	named, ok := s.texts[text]
+	if !ok {
+		named = inSchema(text, s.schema)
+		s.texts[text] = named
+	}
+	return named
+}
+
+func inSchema(text, schema string) string { return strings.ReplaceAll(text, "opscore.", schema+".") }
+
+// querier is what statements run on: a pool, a connection or a transaction.
+type querier interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// transact runs do in a transaction of the pool's.
+func (s *Store) transact(ctx context.Context, what string, do func(pgx.Tx) error) error {
+	if err := pgx.BeginFunc(ctx, s.pool, do); err != nil {
+		return unavailable(what, err)
+	}
+	return nil
+}
+
+// causes says in words what PostgreSQL's errors mean for whoever runs the tasks, and what helps.
+var causes = map[string]string{
+	"42P01": "a table is missing: run `opscore migrate up`",
+	"42703": "a column is missing: run `opscore migrate up`",
+	"3F000": "the schema is missing: run `opscore migrate up`",
+	"42501": "the role lacks a permission: see docs/operations/postgres.md for the grants",
+	"28P01": "the password is wrong",
+	"28000": "the server does not let this role in",
+	"3D000": "the database does not exist",
+	"53100": "the server's disk is full: nothing is lost, work goes on when there is space",
+	"53300": "the server has no connection left",
+	"25006": "the database is read-only: a standby, or default_transaction_read_only",
+	"57P01": "the server is shutting down",
+	"57P03": "the server is starting up or shutting down",
+}
+
+// unavailable wraps an error of the database; errors that have a code of ours already, and ended contexts, stay as
+// they are.
+func unavailable(what string, err error) error {
+	if opscore.CodeOf(err) != "" || errors.Is(err, context.Canceled) {
+		return err
+	}
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		if cause, ok := causes[pg.Code]; ok {
+			what += ": " + cause
+		}
+	}
+	return &opscore.Error{Code: opscore.CodeUnavailable, Message: what, Err: secretless{err}}
+}
+
+// secretless is an error whose text holds no password.
+type secretless struct{ err error }
+
+func (e secretless) Error() string { return redacted(e.err) }
+func (e secretless) Unwrap() error { return e.err }
+
+var (
+	userinfo = regexp.MustCompile(`://[^@\s/]*@`)
+	password = regexp.MustCompile(`(password\s*=\s*)('[^']*'|\S+)`)
+)
+
+func redacted(err error) string {
+	line := strings.Join(strings.Fields(err.Error()), " ") // pgx breaks lines
+	return password.ReplaceAllString(userinfo.ReplaceAllString(line, "://…@"), "${1}…")
+}
+
+func timeOf(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+func orNull(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}

@@ -1,0 +1,308 @@
+package postgres_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/internal/nodes"
+	"github.com/opscore/opscore/postgres"
+)
+
+// TestMain lets tests start this binary again as a worker of another process.
+func TestMain(m *testing.M) {
+	if url := os.Getenv("OPSCORE_TEST_WORKER"); url != "" {
+		if err := runWorker(url); err != nil {
+			fmt.Fprintln(os.Stderr, "error:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// runWorker charges orders until it is killed.
+func runWorker(url string) error {
+	ctx := context.Background()
+	s, err := postgres.Open(ctx, url, postgres.Options{})
+	if err != nil {
+		return err
+	}
+	h := opscore.Handlers{}
+	opscore.Handle(h, charge, func(ctx context.Context, o order) (string, error) {
+		<-time.After(2 * time.Millisecond)
+		return fmt.Sprintf("charged by %d", os.Getpid()), nil
+	})
+	w := &opscore.Worker{Store: s, Handlers: h, Log: slog.New(slog.DiscardHandler), OnReady: func(w opscore.WorkerInfo) { fmt.Println(w.ID) }}
+	return w.Run(ctx)
+}
+
+// spawn starts a worker in a process of its own and returns its id when it is ready.
+func spawn(t *testing.T, url string) (*exec.Cmd, opscore.ID) {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe)
+	cmd.Env = append(os.Environ(), "OPSCORE_TEST_WORKER="+url, "GORACE=atexit_sleep_ms=0")
+	cmd.Stderr = t.Output()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	var id opscore.ID
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := id.UnmarshalText([]byte(line[:len(line)-1])); err != nil {
+		t.Fatalf("the worker said %q", line)
+	}
+	return cmd, id
+}
+
+func keep(t *testing.T, s *postgres.Store) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- (&opscore.Keeper{Store: s, Log: slog.New(slog.DiscardHandler)}).Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// fill submits n orders.
+func fill(t *testing.T, s *postgres.Store, n int) {
+	t.Helper()
+	requests := make([]opscore.Request, n)
+	for i := range requests {
+		requests[i] = charge.Request(order{i})
+	}
+	if _, err := (&opscore.Client{Store: s}).Submit(t.Context(), requests...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func completed(t *testing.T, s *postgres.Store) func() int {
+	return func() int { return count(t, s, "SELECT count(*) FROM opscore.task WHERE state = 'completed'") }
+}
+
+// expire makes the lease of one worker run out, without the wait.
+func expire(t *testing.T, s *postgres.Store, worker opscore.ID) {
+	t.Helper()
+	if _, err := s.Pool().Exec(t.Context(), "UPDATE opscore.worker SET lease_until = clock_timestamp() - interval '1 second' WHERE id = $1", worker); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// record makes the database itself note every completion.
+func record(t *testing.T, s *postgres.Store) {
+	t.Helper()
+	if _, err := s.Pool().Exec(t.Context(), `
+		CREATE TABLE recorded (task uuid);
+		CREATE FUNCTION record() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO recorded VALUES (NEW.id); RETURN NULL; END $$;
+		CREATE TRIGGER record AFTER UPDATE ON opscore.task FOR EACH ROW
+			WHEN (NEW.state = 'completed' AND OLD.state <> 'completed') EXECUTE FUNCTION record()`); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantEachOnce(t *testing.T, s *postgres.Store, tasks int) {
+	t.Helper()
+	if n := count(t, s, "SELECT count(*) FROM recorded"); n != tasks {
+		t.Errorf("%d completions were recorded, want %d", n, tasks)
+	}
+	if n := count(t, s, "SELECT count(DISTINCT task) FROM recorded"); n != tasks {
+		t.Errorf("%d tasks were completed, want %d", n, tasks)
+	}
+}
+
+func TestTasksOfAKilledWorkerCompleteOnceEach(t *testing.T) {
+	const tasks = 1000
+	url := database(t)
+	s := open(t, url)
+	record(t, s)
+	fill(t, s, tasks)
+	done := completed(t, s)
+	worker, id := spawn(t, url+"&application_name=killed")
+	until(t, "200 are completed", 30*time.Second, func() bool { return done() >= 200 })
+	if err := worker.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = worker.Wait()
+	until(t, "the server has ended what the worker had begun", 30*time.Second, func() bool {
+		return count(t, s, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'killed'") == 0
+	})
+	lost := count(t, s, "SELECT count(*) FROM opscore.task WHERE state = 'running'")
+	if lost == 0 {
+		t.Fatal("no task was running when the worker was killed: the test tests nothing")
+	}
+	expire(t, s, id)
+	keep(t, s)
+	spawn(t, url)
+	until(t, "all are completed", 60*time.Second, func() bool { return done() == tasks })
+	wantEachOnce(t, s, tasks)
+	if n := count(t, s, "SELECT count(*) FROM opscore.attempt WHERE code = 'lost'"); n != lost {
+		t.Errorf("%d attempts were lost, %d tasks were running", n, lost)
+	}
+}
+
+func TestAWorkerThatWasStoppedBeyondItsLeaseCannotOverwriteWhatHappenedSince(t *testing.T) {
+	url := database(t)
+	s := open(t, url)
+	record(t, s)
+	worker, id := spawn(t, url)
+	const tasks = 2000
+	fill(t, s, tasks)
+	done := completed(t, s)
+	until(t, "100 are completed", 30*time.Second, func() bool { return done() >= 100 })
+	if err := worker.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	held := count(t, s, "SELECT count(*) FROM opscore.task WHERE state = 'running'")
+	if held == 0 {
+		t.Fatal("no task was running when the worker was stopped: the test tests nothing")
+	}
+	expire(t, s, id)
+	keep(t, s)
+	spawn(t, url)
+	until(t, "all are completed", 60*time.Second, func() bool { return done() == tasks })
+	if err := worker.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the late outcomes of all that it lost are in the history", 30*time.Second, func() bool {
+		lost := count(t, s, "SELECT count(*) FROM opscore.attempt WHERE code = 'lost'")
+		return lost > 0 && count(t, s, "SELECT count(*) FROM opscore.attempt WHERE late") == lost
+	})
+	wantEachOnce(t, s, tasks)
+	if n := count(t, s, "SELECT count(*) FROM opscore.task t JOIN opscore.attempt a ON a.task = t.id WHERE a.late AND t.worker = a.worker"); n != 0 {
+		t.Errorf("%d results are those of a revoked claim", n)
+	}
+	until(t, "the worker goes on under a new id", 30*time.Second, func() bool {
+		return count(t, s, "SELECT count(*) FROM opscore.worker WHERE pid = $1 AND state = 'ready'", worker.Process.Pid) == 1
+	})
+}
+
+func TestADatabaseThatCrashesLosesNothingAndKillsNobody(t *testing.T) {
+	node := nodes.Own(t)
+	url := node.URL("postgres")
+	if err := postgres.Migrate(t.Context(), url, postgres.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, url)
+	record(t, s)
+	keep(t, s)
+	var ran atomic.Int64
+	h := opscore.Handlers{}
+	opscore.Handle(h, charge, func(context.Context, order) (string, error) {
+		<-time.After(5 * time.Millisecond)
+		ran.Add(1)
+		return "", nil
+	})
+	w := open(t, url)
+	employ(t, &opscore.Worker{Store: w, Handlers: h, Slots: 20})
+	const tasks = 3000
+	fill(t, s, tasks)
+	until(t, "some have run", 30*time.Second, func() bool { return ran.Load() > 300 })
+	if err := node.StopImmediately(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := charge.Submit(t.Context(), &opscore.Client{Store: s}, order{1}); !errors.Is(err, opscore.ErrUnavailable) {
+		t.Errorf("a submit while the database is down: %v", err)
+	}
+	if err := node.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := ran.Load()
+	until(t, "tasks run again", 5*time.Second, func() bool { return ran.Load() > before+20 })
+	until(t, "all are completed", 60*time.Second, func() bool {
+		var n int
+		err := s.Pool().QueryRow(t.Context(), "SELECT count(*) FROM opscore.task WHERE state = 'completed'").Scan(&n)
+		return err == nil && n == tasks
+	})
+	wantEachOnce(t, s, tasks)
+	if n := count(t, s, "SELECT coalesce(sum(lost), 0) FROM opscore.task"); n != 0 {
+		t.Errorf("%d tasks were rescued from a worker that lived", n)
+	}
+	if n := count(t, s, "SELECT count(*) FROM opscore.worker WHERE state = 'gone'"); n != 0 {
+		t.Error("the worker was declared dead")
+	}
+}
+
+func TestTerminatedBackendsCostNothingButTime(t *testing.T) {
+	url := database(t)
+	s := open(t, url)
+	record(t, s)
+	h := opscore.Handlers{}
+	opscore.Handle(h, charge, func(context.Context, order) (string, error) {
+		<-time.After(time.Millisecond)
+		return "", nil
+	})
+	const tasks = 3000
+	fill(t, s, tasks)
+	w := open(t, url)
+	employ(t, &opscore.Worker{Store: w, Handlers: h})
+	done := 0
+	for done < tasks {
+		err := s.Pool().QueryRow(t.Context(), "SELECT count(*) FROM opscore.task WHERE state = 'completed'").Scan(&done)
+		if err != nil {
+			continue // it terminated itself
+		}
+		_, _ = s.Pool().Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE datname = current_database() AND pid <> pg_backend_pid() AND random() < 0.3`)
+		<-time.After(50 * time.Millisecond)
+	}
+	wantEachOnce(t, s, tasks)
+}
+
+func TestASubmitWhoseAnswerWasLostCanBeRepeated(t *testing.T) {
+	url := database(t)
+	direct := open(t, url)
+	for _, tc := range []struct {
+		id     opscore.ID
+		cut    func(*nodes.Proxy) <-chan struct{}
+		stored bool
+	}{
+		{opscore.ID{1}, func(p *nodes.Proxy) <-chan struct{} { return p.CutAfterRequest([]byte("commit")) }, true},
+		{opscore.ID{2}, func(p *nodes.Proxy) <-chan struct{} { return p.CutBeforeRequest([]byte("commit")) }, false},
+	} {
+		proxy := nodes.NewProxy(t, direct.Address())
+		s := open(t, proxy.URL(url))
+		client := &opscore.Client{Store: s}
+		r := charge.Request(order{1})
+		if _, err := client.Submit(t.Context(), r); err != nil { // the connection is warm
+			t.Fatal(err)
+		}
+		again := charge.Request(order{2}, opscore.WithID(tc.id))
+		cut := tc.cut(proxy)
+		if _, err := client.Submit(t.Context(), again); !errors.Is(err, opscore.ErrUnavailable) {
+			t.Fatalf("the submit whose commit was cut: %v", err)
+		}
+		<-cut
+		proxy.Heal()
+		subs, err := client.Submit(t.Context(), again)
+		if err != nil || subs[0].ID != again.ID || subs[0].Duplicate != tc.stored {
+			t.Errorf("stored %v: the repeated submit = %+v, %v", tc.stored, subs, err)
+		}
+		if n := count(t, direct, "SELECT count(*) FROM opscore.task WHERE id = $1", again.ID); n != 1 {
+			t.Errorf("%d tasks", n)
+		}
+	}
+}

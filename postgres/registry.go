@@ -1,0 +1,123 @@
+package postgres
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/opscore/opscore"
+)
+
+// Pause implements [opscore.Queues].
+func (s *Store) Pause(ctx context.Context, queues []string, by, comment string) error {
+	_, err := s.pool.Exec(ctx, s.sql(`
+		INSERT INTO opscore.pause (queue, at, by, comment)
+		SELECT DISTINCT q, clock_timestamp(), $2, $3 FROM unnest($1::text[]) AS q ORDER BY q
+		ON CONFLICT (queue) DO NOTHING`), queues, by, comment)
+	if err != nil {
+		return unavailable("pause queues", err)
+	}
+	return nil
+}
+
+// Resume implements [opscore.Queues].
+func (s *Store) Resume(ctx context.Context, queues []string) error {
+	if _, err := s.pool.Exec(ctx, s.sql("DELETE FROM opscore.pause WHERE queue = ANY($1)"), queues); err != nil {
+		return unavailable("resume queues", err)
+	}
+	s.wake.all()
+	s.notify()
+	return nil
+}
+
+// Paused implements [opscore.Queues].
+func (s *Store) Paused(ctx context.Context) (paused []opscore.Pause, err error) {
+	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+		var p opscore.Pause
+		err := rows.Scan(&p.Queue, &p.At, &p.By, &p.Comment)
+		p.At = p.At.UTC()
+		paused = append(paused, p)
+		return err
+	}, s.sql("SELECT queue, at, by, comment FROM opscore.pause ORDER BY queue"))
+	if err != nil {
+		return nil, unavailable("read paused queues", err)
+	}
+	return paused, nil
+}
+
+const leaseSeconds = int(opscore.LeaseFor / time.Second)
+
+// Register implements [opscore.Registry].
+func (s *Store) Register(ctx context.Context, w opscore.WorkerInfo) error {
+	_, err := s.beats.Exec(ctx, s.sql(`
+		INSERT INTO opscore.worker (id, host, pid, build, queues, actors, slots, state, started_at, last_beat, lease_until)
+		SELECT $1, $2, $3, $4, $5, $6, $7, $8, now, now, now + $9 * interval '1 second' FROM clock_timestamp() AS now`),
+		w.ID, w.Host, w.PID, w.Build, list(w.Queues), list(w.Actors), w.Slots, w.State, leaseSeconds)
+	if err != nil {
+		return unavailable("register worker", err)
+	}
+	return nil
+}
+
+// list is never NULL.
+func list(names []string) []string { return append([]string{}, names...) }
+
+// Heartbeat implements [opscore.Registry]. It has its own connection, and gives up before the next one is due: a
+// lock must not hold it up for longer.
+func (s *Store) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState) (owned []opscore.Owned, err error) {
+	ctx, cancel := context.WithTimeout(ctx, opscore.HeartbeatEvery*9/10)
+	defer cancel()
+	tag, err := s.beats.Exec(ctx, s.sql(`
+		UPDATE opscore.worker SET state = $2, last_beat = clock_timestamp(), beats = beats + 1,
+			lease_until = clock_timestamp() + $3 * interval '1 second'
+		WHERE id = $1 AND state <> 'gone'`), worker, state, leaseSeconds)
+	if err != nil {
+		return nil, unavailable("heartbeat", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return nil, opscore.ErrLeaseLost
+	}
+	err = each(ctx, s.beats, func(rows pgx.Rows) error {
+		var o opscore.Owned
+		err := rows.Scan(&o.Task, &o.ClaimSeq, &o.Cancel)
+		owned = append(owned, o)
+		return err
+	}, s.sql("SELECT id, claim_seq, cancel_at IS NOT NULL FROM opscore.task WHERE state = 'running' AND worker = $1"), worker)
+	if err != nil {
+		return nil, unavailable("heartbeat", err)
+	}
+	return owned, nil
+}
+
+// Leave implements [opscore.Registry].
+func (s *Store) Leave(ctx context.Context, worker opscore.ID, cause string) error {
+	tag, err := s.beats.Exec(ctx, s.sql(
+		"UPDATE opscore.worker SET state = 'gone', gone_at = clock_timestamp(), cause = $2 WHERE id = $1 AND state <> 'gone'"), worker, cause)
+	if err != nil {
+		return unavailable("leave the registry", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return opscore.ErrLeaseLost
+	}
+	return nil
+}
+
+// Workers implements [opscore.Registry].
+func (s *Store) Workers(ctx context.Context, goneFor time.Duration) (workers []opscore.WorkerInfo, err error) {
+	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+		var w opscore.WorkerInfo
+		var gone *time.Time
+		err := rows.Scan(&w.ID, &w.Host, &w.PID, &w.Build, &w.Queues, &w.Actors, &w.Slots, (*string)(&w.State), &w.StartedAt, &w.LastBeat,
+			&w.Live, &gone, &w.Cause)
+		w.StartedAt, w.LastBeat, w.GoneAt = w.StartedAt.UTC(), w.LastBeat.UTC(), timeOf(gone)
+		workers = append(workers, w)
+		return err
+	}, s.sql(`SELECT id, host, pid, build, queues, actors, slots, state, started_at, last_beat,
+			state <> 'gone' AND lease_until > clock_timestamp(), gone_at, cause
+		FROM opscore.worker WHERE state <> 'gone' OR gone_at > clock_timestamp() - $1 * interval '1 microsecond' ORDER BY id`), min(goneFor, forgetAfter).Microseconds())
+	if err != nil {
+		return nil, unavailable("read workers", err)
+	}
+	return workers, nil
+}

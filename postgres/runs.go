@@ -1,0 +1,399 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/opscore/opscore"
+)
+
+// lanes are the lanes (queue, actor, priority) with pending tasks that a worker may take from, and when the first of
+// each is due. It steps through the index from lane to lane, so its cost does not grow with the tasks in them.
+// $1 are the queues, $2 the actors.
+const lanes = `RECURSIVE every (queue, actor, rank, run_at) AS (
+		(SELECT queue, actor, rank, run_at FROM opscore.task
+			WHERE state = 'pending' ORDER BY queue, actor, rank, run_at LIMIT 1)
+		UNION ALL
+		SELECT n.* FROM every e CROSS JOIN LATERAL (
+			SELECT t.queue, t.actor, t.rank, t.run_at FROM opscore.task t
+			WHERE t.state = 'pending' AND (t.queue, t.actor, t.rank) > (e.queue, e.actor, e.rank)
+			ORDER BY t.queue, t.actor, t.rank, t.run_at LIMIT 1) n),
+	lane AS (SELECT * FROM every WHERE queue = ANY($1) AND actor = ANY($2) AND queue NOT IN (SELECT queue FROM opscore.pause))`
+
+// claimed makes the picked tasks running under worker $3 and returns what a worker needs of them.
+const claimed = `, u AS (
+		UPDATE opscore.task t SET
+			state = 'running', claim_seq = t.claim_seq + 1, attempt = t.attempt + 1, worker = $3, started_at = clock_timestamp(),
+			progress = 0, progress_text = ''
+		FROM pick WHERE t.id = pick.id
+		RETURNING t.*)
+	SELECT id, queue, actor, -rank, run_at, created_at, expires_at, timeout, max_attempts, attempt, lost, claim_seq, started_at,
+		unique_key, labels, args
+	FROM u ORDER BY rank, run_at, id`
+
+// claimDue takes the most urgent $4 of all lanes. SKIP LOCKED never waits, so the order of locking does not matter here.
+const claimDue = "WITH " + lanes + `, pick AS MATERIALIZED (
+		SELECT t.id FROM lane CROSS JOIN LATERAL (
+			SELECT id, rank, run_at FROM opscore.task
+			WHERE state = 'pending' AND queue = lane.queue AND actor = lane.actor AND rank = lane.rank
+				AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())
+			ORDER BY run_at, id LIMIT $4 FOR UPDATE SKIP LOCKED) t
+		WHERE lane.run_at <= clock_timestamp() AND EXISTS (SELECT FROM opscore.worker WHERE id = $3 AND state <> 'gone')
+		ORDER BY t.rank, t.run_at, t.id LIMIT $4)` + claimed
+
+// claimByID takes those of the given tasks that can be had. $1 are the ids, $2 the actors.
+const claimByID = `WITH pick AS MATERIALIZED (
+		SELECT id FROM opscore.task
+		WHERE id = ANY($1) AND state = 'pending' AND actor = ANY($2)
+			AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())
+			AND queue NOT IN (SELECT queue FROM opscore.pause)
+			AND EXISTS (SELECT FROM opscore.worker WHERE id = $3 AND state <> 'gone')
+		ORDER BY id LIMIT $4 FOR UPDATE SKIP LOCKED)` + claimed
+
+const nextDue = "WITH " + lanes + `
+	SELECT (extract(epoch FROM min(run_at) - clock_timestamp()) * 1e6)::bigint, EXISTS (SELECT FROM opscore.worker WHERE id = $3 AND state <> 'gone')
+	FROM lane`
+
+// Claim implements [opscore.Runs].
+func (s *Store) Claim(ctx context.Context, want opscore.Claim) (got opscore.Claimed, err error) {
+	if want.Max <= 0 {
+		return got, nil
+	}
+	text, from := claimDue, any(want.Queues)
+	if len(want.IDs) > 0 {
+		text, from = claimByID, want.IDs
+	}
+	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+		t, err := scanClaimed(rows)
+		t.State, t.Worker = opscore.Running, want.Worker
+		got.Tasks = append(got.Tasks, t)
+		return err
+	}, s.sql(text), from, want.Actors, want.Worker, want.Max)
+	if err != nil {
+		return got, unavailable("claim tasks", err)
+	}
+	if len(got.Tasks) > 0 {
+		return got, nil
+	}
+	var next *int64
+	var alive bool
+	if err := s.pool.QueryRow(ctx, s.sql(nextDue), want.Queues, want.Actors, want.Worker).Scan(&next, &alive); err != nil {
+		return got, unavailable("look for due tasks", err)
+	}
+	if !alive {
+		return got, opscore.ErrLeaseLost
+	}
+	if next != nil {
+		got.Next = max(time.Duration(*next)*time.Microsecond, 0)
+	}
+	return got, nil
+}
+
+func scanClaimed(rows pgx.Rows) (t opscore.Task, err error) {
+	var expires *time.Time
+	var timeout int64
+	var args []byte
+	err = rows.Scan(&t.ID, &t.Queue, &t.Actor, &t.Priority, &t.RunAt, &t.CreatedAt, &expires, &timeout, &t.MaxAttempts, &t.Attempt,
+		&t.Lost, &t.ClaimSeq, &t.StartedAt, &t.UniqueKey, &t.Labels, &args)
+	t.Args, t.ExpiresAt, t.Timeout = args, timeOf(expires), opscore.Duration(time.Duration(timeout)*time.Microsecond)
+	return t, err
+}
+
+// Finish implements [opscore.Runs].
+func (s *Store) Finish(ctx context.Context, outcomes []opscore.Outcome) ([]opscore.Recorded, error) {
+	recorded := make([]opscore.Recorded, len(outcomes))
+	rest, err := s.completePlain(ctx, outcomes, recorded)
+	if err == nil && len(rest) > 0 {
+		err = s.finishRest(ctx, outcomes, rest, recorded)
+	}
+	if err != nil && len(outcomes) > 1 && refused(err) {
+		// One row that cannot be stored must not block its neighbours.
+		return s.finishEach(ctx, outcomes)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range recorded {
+		if r.State == opscore.Pending {
+			s.wake.all()
+			break
+		}
+	}
+	return recorded, nil
+}
+
+// completePlain records the outcomes of the happy path, results without log lines, in one statement. It returns the
+// indexes of the others, and of those whose fence does not hold.
+func (s *Store) completePlain(ctx context.Context, outcomes []opscore.Outcome, recorded []opscore.Recorded) (rest []int, err error) {
+	var plain []int
+	var c completions
+	for i := range outcomes {
+		if o := &outcomes[i]; o.State == opscore.Completed && len(o.Log) == 0 {
+			plain = append(plain, i)
+			c.add(o)
+		} else {
+			rest = append(rest, i)
+		}
+	}
+	if len(plain) == 0 {
+		return rest, nil
+	}
+	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+		var n int
+		err := rows.Scan(&n)
+		if err == nil {
+			recorded[plain[n-1]].State = opscore.Completed
+		}
+		return err
+	}, s.sql(completeSQL), c.ids, c.seqs, c.workers, c.results)
+	if err != nil {
+		return nil, unavailable("record outcomes", err)
+	}
+	for _, i := range plain {
+		if recorded[i].State != opscore.Completed {
+			rest = append(rest, i)
+		}
+	}
+	return rest, nil
+}
+
+// finishRest records the outcomes that take more than one statement, in one transaction.
+func (s *Store) finishRest(ctx context.Context, outcomes []opscore.Outcome, rest []int, recorded []opscore.Recorded) error {
+	some := make([]opscore.Outcome, len(rest))
+	for k, i := range rest {
+		some[k] = outcomes[i]
+	}
+	return s.transact(ctx, "record outcomes", func(tx pgx.Tx) error {
+		got, err := s.finish(ctx, tx, some)
+		if err != nil {
+			return err
+		}
+		for k, i := range rest {
+			recorded[i] = got[k]
+		}
+		return nil
+	})
+}
+
+// refused reports whether the database understood the batch and did not want it, as opposed to not answering.
+func refused(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code[:2] == "22" || pg.Code[:2] == "23" || pg.Code[:2] == "54")
+}
+
+func (s *Store) finishEach(ctx context.Context, outcomes []opscore.Outcome) ([]opscore.Recorded, error) {
+	recorded := make([]opscore.Recorded, len(outcomes))
+	for i := range outcomes {
+		one, err := s.Finish(ctx, outcomes[i:i+1])
+		if err != nil && refused(err) {
+			o := outcomes[i]
+			o.State, o.Result, o.Log, o.Code = opscore.Failed, nil, nil, opscore.CodeResultInvalid
+			o.Error = "the outcome cannot be stored: " + redacted(err)
+			one, err = s.Finish(ctx, []opscore.Outcome{o})
+		}
+		if err != nil {
+			return nil, err
+		}
+		recorded[i] = one[0]
+	}
+	return recorded, nil
+}
+
+func (s *Store) finish(ctx context.Context, q pgx.Tx, outcomes []opscore.Outcome) ([]opscore.Recorded, error) {
+	recorded := make([]opscore.Recorded, len(outcomes))
+	held, err := s.lockHeld(ctx, q, outcomes)
+	if err != nil {
+		return nil, err
+	}
+	var done completions
+	b := &pgx.Batch{}
+	for i := range outcomes {
+		o := &outcomes[i]
+		switch {
+		case !held[i]:
+			if recorded[i], err = s.notHeld(ctx, q, o); err != nil {
+				return nil, fmt.Errorf("outcome of task %s: %w", o.Task, err)
+			}
+			s.queueLog(b, o.Task, o.ClaimSeq, o.Log, true)
+		case o.State == opscore.Completed:
+			recorded[i].State = opscore.Completed
+			done.add(o)
+			s.queueLog(b, o.Task, o.ClaimSeq, o.Log, false)
+		default:
+			s.queueEnd(b, o, false, func(state opscore.State) { recorded[i].State = state })
+			s.queueLog(b, o.Task, o.ClaimSeq, o.Log, false)
+		}
+	}
+	if len(done.ids) > 0 {
+		b.Queue(s.sql(completeSQL), done.ids, done.seqs, done.workers, done.results)
+	}
+	return recorded, q.SendBatch(ctx, b).Close()
+}
+
+// lockHeld locks the tasks whose fence holds, in the order of their ids, and says which outcomes hold. Of two
+// outcomes for one claim the first holds.
+func (s *Store) lockHeld(ctx context.Context, q querier, outcomes []opscore.Outcome) ([]bool, error) {
+	ids, seqs, workers := make([]opscore.ID, len(outcomes)), make([]int64, len(outcomes)), make([]opscore.ID, len(outcomes))
+	for i, o := range outcomes {
+		ids[i], seqs[i], workers[i] = o.Task, o.ClaimSeq, o.Worker
+	}
+	held := make([]bool, len(outcomes))
+	taken := make(map[opscore.ID]bool, len(outcomes))
+	err := each(ctx, q, func(rows pgx.Rows) error {
+		var n int
+		if err := rows.Scan(&n); err != nil {
+			return err
+		}
+		if id := outcomes[n-1].Task; !taken[id] {
+			taken[id], held[n-1] = true, true
+		}
+		return nil
+	}, s.sql(`
+		SELECT o.n FROM unnest($1::uuid[], $2::bigint[], $3::uuid[]) WITH ORDINALITY AS o (id, seq, worker, n)
+			JOIN opscore.task t ON t.id = o.id
+		WHERE t.state = 'running' AND t.claim_seq = o.seq AND t.worker IS NOT DISTINCT FROM o.worker
+		ORDER BY t.id, o.n FOR UPDATE OF t`), ids, seqs, workers)
+	return held, err
+}
+
+// completions are results, as completeSQL wants them.
+type completions struct {
+	ids, workers []opscore.ID
+	seqs         []int64
+	results      [][]byte
+}
+
+func (c *completions) add(o *opscore.Outcome) {
+	c.ids, c.workers = append(c.ids, o.Task), append(c.workers, o.Worker)
+	c.seqs, c.results = append(c.seqs, o.ClaimSeq), append(c.results, o.Result)
+}
+
+// completeSQL completes the tasks whose fence holds and returns their places in the arrays. The worker is compared in a way
+// that no index can serve: with t.worker = o.worker the planner reads all running tasks of the worker for each outcome.
+const completeSQL = `
+	WITH l AS MATERIALIZED (
+		SELECT t.id, o.result, o.n
+		FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::bytea[]) WITH ORDINALITY AS o (id, seq, worker, result, n)
+			JOIN opscore.task t ON t.id = o.id
+		WHERE t.state = 'running' AND t.claim_seq = o.seq AND t.worker IS NOT DISTINCT FROM o.worker
+		ORDER BY t.id FOR UPDATE OF t)
+	UPDATE opscore.task t SET state = 'completed', finished_at = clock_timestamp(), result = l.result, code = '', error = ''
+	FROM l WHERE t.id = l.id RETURNING l.n`
+
+// endSQL records an attempt that did not complete its task, in the row and in the history. $11 says that the owner did
+// not end it itself: whatever the owner says from now on is late.
+const endSQL = `
+	WITH u AS (
+		UPDATE opscore.task t SET
+			state       = CASE WHEN t.cancel_at IS NOT NULL THEN 'cancelled' ELSE $4 END,
+			finished_at = CASE WHEN t.cancel_at IS NOT NULL OR $4 <> 'pending' THEN clock_timestamp() END,
+			claim_seq   = t.claim_seq + (t.cancel_at IS NULL AND $4 = 'pending' OR $11)::integer,
+			run_at      = CASE WHEN t.cancel_at IS NULL AND $4 = 'pending' THEN clock_timestamp() + $5 * interval '1 microsecond' ELSE t.run_at END,
+			attempt     = t.attempt - $6::boolean::integer,
+			lost        = t.lost + $11::boolean::integer,
+			code        = CASE WHEN t.cancel_at IS NOT NULL THEN 'cancelled' ELSE $8 END,
+			error       = $9
+		WHERE t.id = $1 AND t.state = 'running' AND t.claim_seq = $2 AND t.worker = $3
+		RETURNING t.state, t.started_at),
+	h AS (
+		INSERT INTO opscore.attempt (task, claim_seq, worker, build, started_at, ended_at, code, error, late)
+		SELECT $1, $2, $3, coalesce((SELECT build FROM opscore.worker WHERE id = $3), ''), u.started_at, clock_timestamp(), $10, $9, false
+		FROM u WHERE NOT $7::boolean),
+	old AS (DELETE FROM opscore.attempt WHERE task = $1 AND claim_seq <= $2 - 400),
+	lines AS (DELETE FROM opscore.log WHERE task = $1 AND claim_seq <= $2 - 400)
+	SELECT state FROM u`
+
+// queueEnd queues endSQL; ended is called with the task's state after it.
+func (s *Store) queueEnd(b *pgx.Batch, o *opscore.Outcome, revoke bool, ended func(opscore.State)) {
+	b.Queue(s.sql(endSQL), o.Task, o.ClaimSeq, o.Worker, o.State, o.Delay.Microseconds(), o.Uncounted, o.Unstarted,
+		string(o.Code), o.Error, string(o.Code), revoke).QueryRow(func(row pgx.Row) error {
+		var state opscore.State
+		err := row.Scan((*string)(&state))
+		if err == nil {
+			ended(state)
+		}
+		return err
+	})
+}
+
+// notHeld tells an outcome that is recorded already from one whose claim was revoked. The latter goes into the history:
+// it happened, but it is not the task's outcome.
+func (s *Store) notHeld(ctx context.Context, q querier, o *opscore.Outcome) (r opscore.Recorded, err error) {
+	exists, mine, known := false, false, false
+	err = each(ctx, q, func(rows pgx.Rows) error {
+		exists = true
+		return rows.Scan((*string)(&r.State), &mine)
+	}, s.sql(`SELECT state, coalesce(claim_seq = $2 AND worker = $3, false) AND state <> 'running' FROM opscore.task WHERE id = $1`),
+		o.Task, o.ClaimSeq, o.Worker)
+	if err != nil || mine {
+		return r, err
+	}
+	err = each(ctx, q, func(rows pgx.Rows) error {
+		known = true
+		return rows.Scan(&r.Late)
+	}, s.sql(`SELECT late FROM opscore.attempt WHERE task = $1 AND claim_seq = $2 AND worker = $3 AND code <> 'lost' ORDER BY late LIMIT 1`),
+		o.Task, o.ClaimSeq, o.Worker)
+	if err != nil || known || o.Unstarted {
+		return r, err
+	}
+	r.Late = true
+	if !exists {
+		return r, nil
+	}
+	code := o.Code
+	if code == "" {
+		code = opscore.Code(o.State)
+	}
+	_, err = q.Exec(ctx, s.sql(`
+		INSERT INTO opscore.attempt (task, claim_seq, worker, build, ended_at, code, error, late)
+		VALUES ($1, $2, $3, coalesce((SELECT build FROM opscore.worker WHERE id = $3), ''), clock_timestamp(), $4, $5, true)`),
+		o.Task, o.ClaimSeq, o.Worker, string(code), o.Error)
+	return r, err
+}
+
+// queueLog queues the lines. Those of a claim that is over may have been stored before, and the claim may never have
+// been made.
+func (s *Store) queueLog(b *pgx.Batch, task opscore.ID, seq int64, lines []opscore.LogLine, over bool) {
+	text := "INSERT INTO opscore.log (task, claim_seq, at, level, text) VALUES ($1, $2, $3, $4, $5)"
+	if over {
+		text = `INSERT INTO opscore.log (task, claim_seq, at, level, text) SELECT $1, $2, $3, $4, $5
+			WHERE EXISTS (SELECT FROM opscore.task WHERE id = $1 AND claim_seq >= $2)
+				AND NOT EXISTS (SELECT FROM opscore.log WHERE task = $1 AND claim_seq = $2 AND at = $3 AND text = $5)`
+	}
+	for _, l := range lines {
+		b.Queue(s.sql(text), task, seq, l.At, l.Level, l.Text)
+	}
+}
+
+// Note implements [opscore.Runs].
+func (s *Store) Note(ctx context.Context, notes []opscore.Note) error {
+	return s.transact(ctx, "store progress and logs", func(tx pgx.Tx) error {
+		outcomes := make([]opscore.Outcome, len(notes))
+		for i, n := range notes {
+			outcomes[i] = opscore.Outcome{Task: n.Task, ClaimSeq: n.ClaimSeq, Worker: n.Worker}
+		}
+		if _, err := s.lockHeld(ctx, tx, outcomes); err != nil {
+			return err
+		}
+		b := &pgx.Batch{}
+		for i := range notes {
+			n := &notes[i]
+			if n.Progress >= 0 {
+				b.Queue(s.sql(`UPDATE opscore.task SET progress = $4, progress_text = $5
+					WHERE id = $1 AND state = 'running' AND claim_seq = $2 AND worker = $3`), n.Task, n.ClaimSeq, n.Worker, n.Progress, n.Text)
+			}
+			s.queueLog(b, n.Task, n.ClaimSeq, n.Log, true)
+		}
+		return tx.SendBatch(ctx, b).Close()
+	})
+}
+
+func uniqueViolation(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == "23505"
+}

@@ -1,0 +1,427 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/opscore/opscore"
+)
+
+// head are the columns of a task that scanTask reads, without args and result.
+const head = `t.id, t.queue, t.actor, -t.rank, t.state, t.run_at, t.created_at, t.expires_at, t.timeout, t.max_attempts, t.attempt,
+	t.lost, t.claim_seq, t.worker, t.started_at, t.finished_at, t.cancel_at, t.cancel_by, t.unique_key, t.labels, t.code, t.error,
+	t.progress, t.progress_text`
+
+// scanTask reads head, then more.
+func scanTask(rows pgx.Rows, more ...any) (t opscore.Task, err error) {
+	var worker *opscore.ID
+	var run, created time.Time
+	var expires, started, finished, cancelled *time.Time
+	var timeout int64
+	err = rows.Scan(append([]any{
+		&t.ID, &t.Queue, &t.Actor, &t.Priority, (*string)(&t.State), &run, &created, &expires, &timeout, &t.MaxAttempts,
+		&t.Attempt, &t.Lost, &t.ClaimSeq, &worker, &started, &finished, &cancelled, &t.CancelledBy, &t.UniqueKey, &t.Labels,
+		(*string)(&t.Code), &t.Error, &t.Progress, &t.ProgressText,
+	}, more...)...)
+	if worker != nil {
+		t.Worker = *worker
+	}
+	t.RunAt, t.CreatedAt, t.ExpiresAt = run.UTC(), created.UTC(), timeOf(expires)
+	t.StartedAt, t.FinishedAt, t.CancelRequestedAt = timeOf(started), timeOf(finished), timeOf(cancelled)
+	t.Timeout = opscore.Duration(time.Duration(timeout) * time.Microsecond)
+	return t, err
+}
+
+// each runs a query and calls scan for each of its rows.
+func each(ctx context.Context, q querier, scan func(pgx.Rows) error, sql string, args ...any) error {
+	rows, err := q.Query(ctx, sql, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// newTask is a request as the insert statement reads it: one JSON document for the batch, so that it works with every
+// driver that a caller's transaction may come from.
+type newTask struct {
+	ID       opscore.ID        `json:"id"`
+	Queue    string            `json:"queue"`
+	Actor    string            `json:"actor"`
+	Rank     int               `json:"rank"`
+	At       *time.Time        `json:"at,omitempty"`
+	After    int64             `json:"after"`
+	Expires  *time.Time        `json:"expires,omitempty"`
+	Lifetime *int64            `json:"lifetime,omitempty"`
+	Timeout  int64             `json:"timeout"`
+	Attempts int               `json:"attempts"`
+	Key      string            `json:"key"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Args     []byte            `json:"args"`
+}
+
+const insertSQL = `
+	INSERT INTO opscore.task
+		(id, queue, actor, rank, state, run_at, created_at, expires_at, timeout, max_attempts, unique_key, labels, args)
+	SELECT r.id, r.queue, r.actor, r.rank, 'pending', coalesce(r.at, c.now + r.after * interval '1 microsecond'), c.now,
+		coalesce(r.expires, c.now + r.lifetime * interval '1 microsecond'), r.timeout, r.attempts, r.key, r.labels,
+		decode(r.args, 'base64')
+	FROM (SELECT clock_timestamp() AS now) c,
+		ROWS FROM (json_to_recordset($1::json) AS (
+			id uuid, queue text, actor text, rank smallint, at timestamptz, after bigint, expires timestamptz, lifetime bigint,
+			timeout bigint, attempts integer, key text, labels jsonb, args text)) r
+	ON CONFLICT DO NOTHING
+	RETURNING id`
+
+// encodeBatch orders the batch by unique key: two batches that insert the same keys in different orders would
+// otherwise wait for each other.
+func encodeBatch(requests []opscore.Request) (string, error) {
+	batch := make([]newTask, len(requests))
+	for i := range requests {
+		r := &requests[i]
+		batch[i] = newTask{
+			ID: r.ID, Queue: r.Queue, Actor: r.Actor, Rank: -r.Priority, At: orNull(r.At), After: r.After.Microseconds(),
+			Expires: orNull(r.ExpiresAt), Timeout: r.Timeout.Microseconds(), Attempts: r.MaxAttempts, Key: r.UniqueKey,
+			Labels: r.Labels, Args: r.Args,
+		}
+		if r.ExpiresAfter > 0 {
+			us := r.ExpiresAfter.Microseconds()
+			batch[i].Lifetime = &us
+		}
+	}
+	slices.SortStableFunc(batch, func(a, b newTask) int {
+		return strings.Compare(a.Actor+"\x00"+a.Key, b.Actor+"\x00"+b.Key)
+	})
+	doc, err := json.Marshal(batch)
+	return string(doc), err
+}
+
+// inserter is what an insert needs of a transaction, whatever driver it comes from.
+type inserter struct {
+	insert func(doc string) (ids []opscore.ID, err error)                         // runs insertSQL
+	byID   func(id opscore.ID) (actor string, args []byte, found bool, err error) // runs byIDSQL
+	holder func(actor, key string) (id opscore.ID, found bool, err error)         // runs holderSQL
+}
+
+const (
+	byIDSQL   = "SELECT actor, args FROM opscore.task WHERE id = $1"
+	holderSQL = `SELECT id FROM opscore.task
+		WHERE actor = $1 AND unique_key = $2 AND unique_key <> '' AND state IN ('pending', 'running', 'completed')`
+)
+
+// run inserts what is new and finds out what stood in the way of the rest. A holder may end between the two: then its
+// key is free and the request has another try.
+func (in inserter) run(requests []opscore.Request) ([]opscore.Inserted, error) {
+	inserted := make([]opscore.Inserted, len(requests))
+	todo := requests
+	index := make(map[opscore.ID][]int, len(requests))
+	for i := range requests {
+		index[requests[i].ID] = append(index[requests[i].ID], i)
+	}
+	for range 10 {
+		doc, err := encodeBatch(todo)
+		if err != nil {
+			return nil, err
+		}
+		stored, err := in.insert(doc)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range stored {
+			inserted[index[id][0]] = opscore.Inserted{ID: id}
+		}
+		var again []opscore.Request
+		for i := range requests {
+			if inserted[i].ID != (opscore.ID{}) {
+				continue
+			}
+			answer, known, err := in.explain(&requests[i])
+			if err != nil {
+				return nil, err
+			}
+			if known {
+				inserted[i] = answer
+			} else {
+				again = append(again, requests[i])
+			}
+		}
+		if todo = again; len(todo) == 0 {
+			return inserted, nil
+		}
+	}
+	return nil, &opscore.Error{Code: opscore.CodeUnavailable, Message: "insert tasks: their unique keys change hands all the time; try again"}
+}
+
+// explain says which task stood in the way of a request that was not inserted.
+func (in inserter) explain(r *opscore.Request) (opscore.Inserted, bool, error) {
+	actor, args, found, err := in.byID(r.ID)
+	switch {
+	case err != nil:
+		return opscore.Inserted{}, false, err
+	case found && (actor != r.Actor || !bytes.Equal(args, r.Args)):
+		return opscore.Inserted{}, false, &opscore.Error{
+			Code:    opscore.CodeConflict,
+			Message: fmt.Sprintf("task %s exists already, with another actor or other args", r.ID),
+		}
+	case found:
+		return opscore.Inserted{ID: r.ID, Duplicate: true}, true, nil
+	}
+	holder, held, err := in.holder(r.Actor, r.UniqueKey)
+	return opscore.Inserted{ID: holder, Duplicate: true}, held, err
+}
+
+// inserter runs an insert on q, with the statements' texts made by text.
+func inserterOn(ctx context.Context, q querier, text func(string) string) inserter {
+	return inserter{
+		insert: func(doc string) (ids []opscore.ID, err error) {
+			err = each(ctx, q, func(rows pgx.Rows) error {
+				var id opscore.ID
+				err := rows.Scan(&id)
+				ids = append(ids, id)
+				return err
+			}, text(insertSQL), doc)
+			return ids, err
+		},
+		byID: func(id opscore.ID) (actor string, args []byte, found bool, err error) {
+			err = each(ctx, q, func(rows pgx.Rows) error {
+				found = true
+				return rows.Scan(&actor, &args)
+			}, text(byIDSQL), id)
+			return actor, args, found, err
+		},
+		holder: func(actor, key string) (id opscore.ID, found bool, err error) {
+			err = each(ctx, q, func(rows pgx.Rows) error {
+				found = true
+				return rows.Scan(&id)
+			}, text(holderSQL), actor, key)
+			return id, found, err
+		},
+	}
+}
+
+// Insert implements [opscore.Inserter].
+func (s *Store) Insert(ctx context.Context, requests []opscore.Request) (inserted []opscore.Inserted, err error) {
+	err = s.transact(ctx, "insert tasks", func(tx pgx.Tx) error {
+		inserted, err = inserterOn(ctx, tx, s.sql).run(requests)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.wake.all()
+	s.notify()
+	return inserted, nil
+}
+
+// Get implements [opscore.Tasks].
+func (s *Store) Get(ctx context.Context, ids []opscore.ID) ([]opscore.Task, error) {
+	tasks, err := s.get(ctx, s.pool, ids)
+	if err != nil {
+		return nil, unavailable("get tasks", err)
+	}
+	return tasks, nil
+}
+
+func (s *Store) get(ctx context.Context, q querier, ids []opscore.ID) (tasks []opscore.Task, err error) {
+	err = each(ctx, q, func(rows pgx.Rows) error {
+		var args, result []byte
+		t, err := scanTask(rows, &args, &result)
+		t.Args, t.Result = args, result
+		tasks = append(tasks, t)
+		return err
+	}, s.sql("SELECT "+head+`, t.args, t.result
+		FROM unnest($1::uuid[]) WITH ORDINALITY AS a (id, n) JOIN opscore.task t ON t.id = a.id ORDER BY a.n`), ids)
+	return tasks, err
+}
+
+// List implements [opscore.Tasks].
+func (s *Store) List(ctx context.Context, f opscore.Filter) (tasks []opscore.Task, err error) {
+	where, args := conditions(f)
+	limit := f.Limit
+	if limit <= 0 {
+		limit = 50
+	}
+	args = append(args, min(limit, 1000))
+	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+		t, err := scanTask(rows)
+		tasks = append(tasks, t)
+		return err
+	}, s.sql("SELECT "+head+" FROM opscore.task t WHERE "+where+fmt.Sprintf(" ORDER BY t.id DESC LIMIT $%d", len(args))), args...)
+	if err != nil {
+		return nil, unavailable("list tasks", err)
+	}
+	return tasks, nil
+}
+
+// conditions compiles a filter. Values are bound; the text holds only constants.
+func conditions(f opscore.Filter) (where string, args []any) {
+	terms := []string{"true"}
+	add := func(term string, value any) {
+		args = append(args, value)
+		terms = append(terms, fmt.Sprintf(term, len(args)))
+	}
+	if len(f.States) > 0 {
+		add("t.state = ANY($%d)", f.States)
+		if !slices.ContainsFunc(f.States, func(st opscore.State) bool { return st != opscore.Failed && st != opscore.Cancelled }) {
+			terms = append(terms, "t.state IN ('failed', 'cancelled')") // lets PostgreSQL use task_ended
+		}
+	}
+	if f.Queue != "" {
+		add("t.queue = $%d", f.Queue)
+	}
+	if f.Actor != "" {
+		add("t.actor = $%d", f.Actor)
+	}
+	if len(f.Labels) > 0 {
+		add("t.labels @> $%d", f.Labels)
+	}
+	if f.Before != (opscore.ID{}) {
+		add("t.id < $%d", f.Before)
+	}
+	return strings.Join(terms, " AND "), args
+}
+
+// Count implements [opscore.Tasks].
+func (s *Store) Count(ctx context.Context) (counts []opscore.Count, err error) {
+	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+		var n opscore.Count
+		err := rows.Scan(&n.Queue, &n.Actor, (*string)(&n.State), &n.Tasks)
+		counts = append(counts, n)
+		return err
+	}, s.sql("SELECT queue, actor, state, count(*) FROM opscore.task GROUP BY queue, actor, state ORDER BY queue, actor, state"))
+	if err != nil {
+		return nil, unavailable("count tasks", err)
+	}
+	return counts, nil
+}
+
+// locked locks the tasks in the order of their ids, as every writer of several rows does.
+const locked = `l AS MATERIALIZED (SELECT id FROM opscore.task WHERE id = ANY($1) ORDER BY id FOR UPDATE)`
+
+// Cancel implements [opscore.Tasks].
+func (s *Store) Cancel(ctx context.Context, ids []opscore.ID, by string) (tasks []opscore.Task, err error) {
+	err = s.transact(ctx, "cancel tasks", func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, s.sql(`WITH `+locked+`
+			UPDATE opscore.task t SET
+				finished_at = CASE WHEN t.state = 'pending' THEN clock_timestamp() END,
+				code        = CASE WHEN t.state = 'pending' THEN 'cancelled' ELSE t.code END,
+				state       = CASE WHEN t.state = 'pending' THEN 'cancelled' ELSE t.state END,
+				cancel_at   = clock_timestamp(), cancel_by = $2
+			FROM l WHERE t.id = l.id AND (t.state = 'pending' OR t.state = 'running' AND t.cancel_at IS NULL)`), ids, by); err != nil {
+			return err
+		}
+		tasks, err = s.get(ctx, tx, ids)
+		return err
+	})
+	return tasks, err
+}
+
+// Retry implements [opscore.Tasks].
+func (s *Store) Retry(ctx context.Context, ids []opscore.ID, by string) (tasks []opscore.Task, err error) {
+	err = s.transact(ctx, "retry tasks", func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, s.sql("SELECT id FROM opscore.task WHERE id = ANY($1) ORDER BY id FOR UPDATE"), ids); err != nil {
+			return err
+		}
+		before, err := s.get(ctx, tx, ids)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			i := slices.IndexFunc(before, func(t opscore.Task) bool { return t.ID == id })
+			if i < 0 {
+				return &opscore.Error{Code: opscore.CodeTaskNotFound, Message: fmt.Sprintf("task %s not found", id)}
+			}
+			if err := s.retry(ctx, tx, before[i], by); err != nil {
+				return err
+			}
+		}
+		tasks, err = s.get(ctx, tx, ids)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.wake.all()
+	s.notify()
+	return tasks, nil
+}
+
+func (s *Store) retry(ctx context.Context, tx pgx.Tx, t opscore.Task, by string) error {
+	conflict := func(why string) error {
+		return &opscore.Error{Code: opscore.CodeConflict, Message: fmt.Sprintf("task %s cannot be retried: %s", t.ID, why)}
+	}
+	if t.State != opscore.Failed && t.State != opscore.Cancelled {
+		return conflict("it is " + string(t.State) + "; only failed and cancelled tasks can")
+	}
+	if t.UniqueKey != "" {
+		holder, held, err := inserterOn(ctx, tx, s.sql).holder(t.Actor, t.UniqueKey)
+		if err != nil {
+			return err
+		}
+		if held {
+			return conflict(fmt.Sprintf("its unique key %q is held by task %s now", t.UniqueKey, holder))
+		}
+	}
+	_, err := tx.Exec(ctx, s.sql(`
+		WITH t AS (
+			UPDATE opscore.task SET
+				state = 'pending', claim_seq = claim_seq + 1, run_at = clock_timestamp(), expires_at = NULL, attempt = 0, lost = 0,
+				worker = NULL, finished_at = NULL, cancel_at = NULL, cancel_by = '', code = '', error = '', progress = 0,
+				progress_text = ''
+			WHERE id = $1 AND state IN ('failed', 'cancelled')
+			RETURNING id, claim_seq)
+		INSERT INTO opscore.attempt (task, claim_seq, build, ended_at, code, error, late)
+		SELECT id, claim_seq, '', clock_timestamp(), 'retried', $2, false FROM t`), t.ID, "put back by "+by)
+	if uniqueViolation(err) {
+		return conflict("its unique key has just been taken by another task")
+	}
+	return err
+}
+
+// Attempts implements [opscore.History].
+func (s *Store) Attempts(ctx context.Context, task opscore.ID) (attempts []opscore.Attempt, err error) {
+	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+		a := opscore.Attempt{Task: task}
+		var worker *opscore.ID
+		var started, ended *time.Time
+		err := rows.Scan(&a.ClaimSeq, &worker, &a.Build, &started, &ended, (*string)(&a.Code), &a.Error, &a.Late)
+		if worker != nil {
+			a.Worker = *worker
+		}
+		a.StartedAt, a.EndedAt = timeOf(started), timeOf(ended)
+		attempts = append(attempts, a)
+		return err
+	}, s.sql(`SELECT claim_seq, worker, build, started_at, ended_at, code, error, late
+		FROM opscore.attempt WHERE task = $1 ORDER BY claim_seq, seq`), task)
+	if err != nil {
+		return nil, unavailable("read attempts", err)
+	}
+	return attempts, nil
+}
+
+// Logs implements [opscore.History].
+func (s *Store) Logs(ctx context.Context, task opscore.ID) (lines []opscore.LogLine, err error) {
+	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+		l := opscore.LogLine{Task: task}
+		err := rows.Scan(&l.ClaimSeq, &l.At, &l.Level, &l.Text)
+		l.At = l.At.UTC()
+		lines = append(lines, l)
+		return err
+	}, s.sql("SELECT claim_seq, at, level, text FROM opscore.log WHERE task = $1 ORDER BY claim_seq, seq"), task)
+	if err != nil {
+		return nil, unavailable("read logs", err)
+	}
+	return lines, nil
+}

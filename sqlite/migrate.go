@@ -1,0 +1,120 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/pressly/goose/v3"
+
+	"github.com/opscore/opscore"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+const versionTable = "opscore_version"
+
+// SchemaStatus says where a file's schema stands.
+type SchemaStatus struct {
+	Current int64 `json:"current"` // of the file; 0 if it has none yet
+	Target  int64 `json:"target"`  // of this binary
+}
+
+// Status reads the schema version of the file at path without changing it. A missing file has version 0.
+func Status(path string) (SchemaStatus, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return SchemaStatus{Target: target()}, nil
+	}
+	db, err := sql.Open("sqlite", dsn(path, "ro"))
+	if err != nil {
+		return SchemaStatus{}, unavailable("open "+path, err)
+	}
+	st, err := status(context.Background(), db)
+	if err != nil {
+		err = unavailable("read schema version of "+path, err)
+	}
+	return st, errors.Join(err, db.Close())
+}
+
+// target is the version of the last of our migrations: their file names start with it.
+func target() int64 {
+	files, err := fs.Glob(migrations, "migrations/*.sql")
+	if err != nil {
+		panic(err) // the pattern is a constant
+	}
+	var last int64
+	for _, f := range files {
+		v, err := goose.NumericComponent(f)
+		if err != nil {
+			panic(fmt.Sprintf("migration %s has no number", f)) // embedded in this binary
+		}
+		last = max(last, v)
+	}
+	return last
+}
+
+func (s *Store) provider() (*goose.Provider, error) {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, err
+	}
+	return goose.NewProvider(goose.DialectSQLite3, s.writer, files, goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true))
+}
+
+func status(ctx context.Context, db *sql.DB) (SchemaStatus, error) {
+	st := SchemaStatus{Target: target()}
+	// Asked directly: goose would create its table, and this must not write.
+	var exists bool
+	err := db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema WHERE name = ?", versionTable).Scan(&exists)
+	if err != nil || !exists {
+		return st, err
+	}
+	err = db.QueryRowContext(ctx, "SELECT coalesce(max(version_id), 0) FROM "+versionTable).Scan(&st.Current)
+	return st, err
+}
+
+// knownSchema notices that a newer binary has changed the schema meanwhile.
+func knownSchema(c *conn) error {
+	var current int64
+	err := c.query(func(rows *sql.Rows) error { return rows.Scan(&current) }, "SELECT coalesce(max(version_id), 0) FROM "+versionTable)
+	if known := target(); err == nil && current > known {
+		err = &opscore.Error{Code: opscore.CodeUnavailable, Message: fmt.Sprintf(
+			"the file has schema version %d now, but this binary knows only up to %d: it stops taking tasks; use a newer opscore", current, known)}
+	}
+	return err
+}
+
+// migrate brings the schema up to date. A lock file serialises the processes that start at once: goose takes no lock on
+// SQLite, and SQLite itself does not wait for another process that turns a new file to WAL as well.
+func (s *Store) migrate(ctx context.Context) (err error) {
+	f, err := lock(s.path + ".migrate")
+	if err != nil {
+		return fmt.Errorf("lock for migration: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	st, err := status(ctx, s.writer)
+	if err != nil {
+		return err
+	}
+	if st.Current > st.Target {
+		return &opscore.Error{Code: opscore.CodeUnavailable, Message: fmt.Sprintf(
+			"%s has schema version %d, but this binary knows only up to %d: use a newer opscore; nothing was changed",
+			s.path, st.Current, st.Target)}
+	}
+	if st.Current == st.Target {
+		return nil
+	}
+	p, err := s.provider()
+	if err != nil {
+		return err
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}

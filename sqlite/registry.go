@@ -1,0 +1,191 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opscore/opscore"
+)
+
+// Pause implements [opscore.Queues].
+func (s *Store) Pause(ctx context.Context, queues []string, by, comment string) error {
+	return s.write(ctx, "pause queues", func(c *conn) error {
+		for _, q := range queues {
+			if _, err := c.exec(`
+				INSERT INTO opscore_pause (queue, at, by, comment) VALUES (?, ?, ?, ?)
+				ON CONFLICT (queue) DO NOTHING`, q, now(), by, comment); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Resume implements [opscore.Queues].
+func (s *Store) Resume(ctx context.Context, queues []string) error {
+	return s.write(ctx, "resume queues", func(c *conn) error {
+		for _, q := range queues {
+			if _, err := c.exec("DELETE FROM opscore_pause WHERE queue = ?", q); err != nil {
+				return err
+			}
+		}
+		c.wakes = true
+		return nil
+	})
+}
+
+// Paused implements [opscore.Queues].
+func (s *Store) Paused(ctx context.Context) (paused []opscore.Pause, err error) {
+	err = s.read(ctx, "read paused queues", func(c *conn) error {
+		return c.query(func(rows *sql.Rows) error {
+			var p opscore.Pause
+			var at int64
+			err := rows.Scan(&p.Queue, &at, &p.By, &p.Comment)
+			p.At = timeOf(at)
+			paused = append(paused, p)
+			return err
+		}, "SELECT queue, at, by, comment FROM opscore_pause ORDER BY queue")
+	})
+	return paused, err
+}
+
+// lockPath is the file that a worker of this host holds locked while its process lives.
+func (s *Store) lockPath(worker opscore.ID) string {
+	return filepath.Join(s.path+".workers", worker.String())
+}
+
+// Register implements [opscore.Registry].
+func (s *Store) Register(ctx context.Context, w opscore.WorkerInfo) error {
+	if err := s.holdLock(w.ID); err != nil {
+		return unavailable("register worker", err)
+	}
+	queues, err := json.Marshal(w.Queues)
+	if err != nil {
+		return err
+	}
+	actors, err := json.Marshal(w.Actors)
+	if err != nil {
+		return err
+	}
+	err = s.write(ctx, "register worker", func(c *conn) error {
+		at := now()
+		_, err := c.exec(`
+			INSERT INTO opscore_worker (id, host, pid, build, queues, actors, slots, state, started_at, last_beat, lease_until)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			w.ID[:], w.Host, w.PID, w.Build, string(queues), string(actors), w.Slots, string(w.State), at, at,
+			at+opscore.LeaseFor.Microseconds())
+		return err
+	})
+	if err != nil {
+		s.dropLock(w.ID)
+	}
+	return err
+}
+
+func (s *Store) holdLock(worker opscore.ID) error {
+	path := s.lockPath(worker)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := tryLock(path, os.O_CREATE|os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	if f == nil {
+		return fmt.Errorf("%s is locked by another process", path)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.locks[worker] = f
+	return nil
+}
+
+func (s *Store) dropLock(worker opscore.ID) {
+	s.mu.Lock()
+	f := s.locks[worker]
+	delete(s.locks, worker)
+	s.mu.Unlock()
+	if f == nil {
+		return
+	}
+	// What stays behind is harmless: an unlocked file of a worker that is gone.
+	_ = os.Remove(f.Name())
+	_ = f.Close()
+}
+
+// Heartbeat implements [opscore.Registry].
+func (s *Store) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState) (owned []opscore.Owned, err error) {
+	if err := s.sameFile(); err != nil {
+		return nil, unavailable("heartbeat", err)
+	}
+	err = s.write(ctx, "heartbeat", func(c *conn) error {
+		if err := knownSchema(c); err != nil {
+			return err
+		}
+		at := now()
+		n, err := c.exec(`
+			UPDATE opscore_worker SET state = ?, last_beat = ?, beats = beats + 1, lease_until = ?
+			WHERE id = ? AND state <> 'gone'`, string(state), at, at+opscore.LeaseFor.Microseconds(), worker[:])
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return opscore.ErrLeaseLost
+		}
+		owned = nil
+		return c.query(func(rows *sql.Rows) error {
+			var o opscore.Owned
+			err := scanID(rows, &o.Task, &o.ClaimSeq, &o.Cancel)
+			owned = append(owned, o)
+			return err
+		}, "SELECT id, claim_seq, cancel_at > 0 FROM opscore_task WHERE state = 'running' AND worker = ?", worker[:])
+	})
+	if errors.Is(err, opscore.ErrLeaseLost) {
+		s.dropLock(worker)
+	}
+	return owned, err
+}
+
+// Leave implements [opscore.Registry].
+func (s *Store) Leave(ctx context.Context, worker opscore.ID, cause string) error {
+	defer s.dropLock(worker)
+	return s.write(ctx, "leave the registry", func(c *conn) error {
+		n, err := c.exec("UPDATE opscore_worker SET state = 'gone', gone_at = ?, cause = ? WHERE id = ? AND state <> 'gone'",
+			now(), cause, worker[:])
+		if err == nil && n == 0 {
+			err = opscore.ErrLeaseLost
+		}
+		return err
+	})
+}
+
+// Workers implements [opscore.Registry].
+func (s *Store) Workers(ctx context.Context, goneFor time.Duration) (workers []opscore.WorkerInfo, err error) {
+	err = s.read(ctx, "read workers", func(c *conn) error {
+		return c.query(func(rows *sql.Rows) error {
+			var w opscore.WorkerInfo
+			var queues, actors string
+			var started, beat, lease, gone int64
+			if err := scanID(rows, &w.ID, &w.Host, &w.PID, &w.Build, &queues, &actors, &w.Slots, (*string)(&w.State), &started, &beat,
+				&lease, &gone, &w.Cause); err != nil {
+				return err
+			}
+			w.StartedAt, w.LastBeat, w.GoneAt = timeOf(started), timeOf(beat), timeOf(gone)
+			w.Live = w.State != opscore.WorkerGone && lease > now()
+			err := errors.Join(json.Unmarshal([]byte(queues), &w.Queues), json.Unmarshal([]byte(actors), &w.Actors))
+			workers = append(workers, w)
+			return err
+		}, `SELECT id, host, pid, build, queues, actors, slots, state, started_at, last_beat, lease_until, gone_at, cause
+			FROM opscore_worker WHERE state <> 'gone'
+		UNION ALL
+		SELECT id, host, pid, build, queues, actors, slots, state, started_at, last_beat, lease_until, gone_at, cause
+			FROM opscore_worker WHERE state = 'gone' AND gone_at > ? ORDER BY id`, now()-goneFor.Microseconds())
+	})
+	return workers, err
+}

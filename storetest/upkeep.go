@@ -1,0 +1,315 @@
+package storetest
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opscore/opscore"
+)
+
+var workers = []scenario{
+	{"a registered worker is listed as it is, and lives while it heartbeats", func(e *env) {
+		w := e.worker()
+		find := func() opscore.WorkerInfo {
+			all, err := e.store.Workers(e.ctx, time.Hour)
+			if err != nil || len(all) != 1 {
+				e.Fatalf("workers = %v, %v", all, err)
+			}
+			return all[0]
+		}
+		got := find()
+		want(e, "id", got.ID, w)
+		want(e, "host", got.Host, "host")
+		want(e, "build", got.Build, "build")
+		want(e, "slots", got.Slots, 10)
+		want(e, "state", got.State, opscore.WorkerReady)
+		want(e, "live", got.Live, true)
+		if !slices.Equal(got.Queues, []string{"q"}) || !slices.Equal(got.Actors, []string{"act"}) {
+			e.Errorf("queues and actors = %v %v", got.Queues, got.Actors)
+		}
+		e.pass(opscore.LeaseFor - time.Second)
+		e.heartbeat(w)
+		e.pass(opscore.LeaseFor - time.Second)
+		want(e, "live with a heartbeat", find().Live, true)
+		e.pass(2 * time.Second)
+		want(e, "live without", find().Live, false)
+		if _, err := e.store.Heartbeat(e.ctx, w, opscore.WorkerDraining); err != nil {
+			e.Fatalf("heartbeat after the lease ran out, before anybody rescued: %v", err)
+		}
+		want(e, "state", find().State, opscore.WorkerDraining)
+		if err := e.store.Leave(e.ctx, w, "told to"); err != nil {
+			e.Fatalf("leave: %v", err)
+		}
+		got = find()
+		want(e, "state", got.State, opscore.WorkerGone)
+		want(e, "cause", got.Cause, "told to")
+		want(e, "live when gone", got.Live, false)
+		e.pass(time.Minute)
+		for goneFor, listed := range map[time.Duration]int{0: 0, 30 * time.Second: 0, time.Hour: 1, opscore.Forever: 1} {
+			all, err := e.store.Workers(e.ctx, goneFor)
+			if err != nil || len(all) != listed {
+				e.Errorf("gone for less than %s: %d workers, want %d, %v", goneFor, len(all), listed, err)
+			}
+		}
+	}},
+	{"a heartbeat tells what the worker owns and nothing else", func(e *env) {
+		w, other := e.worker(), e.worker()
+		t := e.claimOne(w)
+		e.claimOne(other)
+		e.finish(ends(e.claimOne(w), opscore.Completed))
+		owned := e.heartbeat(w)
+		if !slices.Equal(owned, []opscore.Owned{{Task: t.ID, ClaimSeq: t.ClaimSeq}}) {
+			e.Errorf("owned = %v", owned)
+		}
+	}},
+	{"a worker that is gone cannot heartbeat back to life", func(e *env) {
+		w := e.worker()
+		if err := e.store.Leave(e.ctx, w, ""); err != nil {
+			e.Fatalf("leave: %v", err)
+		}
+		for _, gone := range []opscore.ID{w, newID()} {
+			_, err := e.store.Heartbeat(e.ctx, gone, opscore.WorkerReady)
+			e.wantCode(err, opscore.CodeLeaseLost)
+		}
+	}},
+}
+
+// lapse lets the leases of all workers but those given run out and be seen twice.
+func (e *env) lapse(alive ...opscore.ID) []opscore.Task {
+	e.Helper()
+	beat := func() {
+		for _, w := range alive {
+			e.heartbeat(w)
+		}
+	}
+	for range 2 {
+		e.pass(opscore.LeaseFor / 2)
+		beat()
+	}
+	e.pass(time.Second)
+	rescued := e.rescue()
+	if len(rescued) > 0 {
+		e.Errorf("rescued %d tasks at the first observation", len(rescued))
+	}
+	beat()
+	e.pass(opscore.HeartbeatEvery)
+	return e.rescue()
+}
+
+var chores = []scenario{
+	{"the tasks of a live worker are never rescued", func(e *env) {
+		w := e.worker()
+		t := e.claimOne(w)
+		for range 20 {
+			e.pass(opscore.HeartbeatEvery)
+			e.heartbeat(w)
+			e.wantIDs("rescued", ids(e.rescue()))
+		}
+		e.wantState(t.ID, opscore.Running)
+	}},
+	{"the tasks of a worker past its lease are rescued after two observations", func(e *env) {
+		dead, alive := e.worker(), e.worker()
+		t := e.claimOne(dead)
+		mine, done := e.claimOne(alive), e.claimOne(dead)
+		e.finish(ends(done, opscore.Completed))
+		waiting := e.submit()
+		before := e.get(waiting)
+		rescued := e.lapse(alive)
+		e.wantIDs("rescued", ids(rescued), t.ID)
+		got := e.wantState(t.ID, opscore.Pending)
+		want(e, "returned state", rescued[0].State, opscore.Pending)
+		want(e, "lost", got.Lost, 1)
+		want(e, "attempt", got.Attempt, 0)
+		want(e, "claim number", got.ClaimSeq, t.ClaimSeq+1)
+		want(e, "code", got.Code, opscore.CodeLost)
+		e.wantAbout("due", got.RunAt, time.Now().Add(opscore.LostDelay(1)))
+		history := e.attempts(t.ID)
+		want(e, "history", len(history), 1)
+		want(e, "in history", history[0].Code, opscore.CodeLost)
+		e.wantState(mine.ID, opscore.Running)
+		e.wantState(done.ID, opscore.Completed)
+		want(e, "claim number of a pending task", e.get(waiting).ClaimSeq, before.ClaimSeq)
+		want(e, "late outcome", e.finish(ends(t, opscore.Completed))[0].Late, true)
+		e.wantState(t.ID, opscore.Pending)
+		late := e.attempts(t.ID)
+		want(e, "late in history", late[len(late)-1].Late, true)
+	}},
+	{"a heartbeat between the two observations saves the worker", func(e *env) {
+		w := e.worker()
+		t := e.claimOne(w)
+		e.pass(opscore.LeaseFor + time.Second)
+		e.rescue()
+		e.heartbeat(w)
+		e.pass(opscore.LeaseFor + time.Second)
+		e.wantIDs("rescued", ids(e.rescue()))
+		e.wantState(t.ID, opscore.Running)
+		e.heartbeat(w)
+	}},
+	{"a worker that is slow to heartbeat is safe until its lease runs out", func(e *env) {
+		t := e.claimOne(e.worker())
+		for range 4 {
+			e.pass(opscore.LeaseFor / 5)
+			e.wantIDs("rescued", ids(e.rescue()))
+		}
+		e.wantState(t.ID, opscore.Running)
+	}},
+	{"two observations at the same moment are one", func(e *env) {
+		w := e.worker()
+		t := e.claimOne(w)
+		e.pass(opscore.LeaseFor + time.Second)
+		for range 3 {
+			e.wantIDs("rescued", ids(e.rescue()))
+		}
+		e.wantState(t.ID, opscore.Running)
+	}},
+	{"a worker whose tasks were rescued is gone", func(e *env) {
+		w := e.worker()
+		e.claimOne(w)
+		e.lapse()
+		_, err := e.store.Heartbeat(e.ctx, w, opscore.WorkerReady)
+		e.wantCode(err, opscore.CodeLeaseLost)
+	}},
+	{"what a worker left behind is rescued without waiting", func(e *env) {
+		w := e.worker()
+		t := e.claimOne(w)
+		if err := e.store.Leave(e.ctx, w, ""); err != nil {
+			e.Fatalf("leave: %v", err)
+		}
+		e.wantIDs("rescued", ids(e.rescue()), t.ID)
+		e.wantIDs("rescued again", ids(e.rescue()))
+	}},
+	{"of many rescuers at once one rescues", func(e *env) {
+		w := e.worker()
+		for range 10 {
+			e.claimOne(w)
+		}
+		if err := e.store.Leave(e.ctx, w, ""); err != nil {
+			e.Fatalf("leave: %v", err)
+		}
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		total := 0
+		for range 5 {
+			wg.Go(func() {
+				tasks, err := e.store.Rescue(e.ctx)
+				if err != nil {
+					e.Errorf("rescue: %v", err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				total += len(tasks)
+			})
+		}
+		wg.Wait()
+		want(e, "rescued", total, 10)
+	}},
+	{"a task lost too often is failed as poison", func(e *env) {
+		id := e.submit()
+		for n := 1; n <= opscore.MaxLost; n++ {
+			w := e.worker()
+			if tasks := e.claim(wants(w, 1)); len(tasks) != 1 {
+				e.Fatalf("claim %d = %v", n, tasks)
+			}
+			if err := e.store.Leave(e.ctx, w, ""); err != nil {
+				e.Fatalf("leave: %v", err)
+			}
+			e.rescue()
+			want(e, "lost", e.get(id).Lost, n)
+			e.pass(opscore.LostDelay(n))
+		}
+		got := e.wantState(id, opscore.Failed)
+		want(e, "code", got.Code, opscore.CodePoison)
+		want(e, "attempt", got.Attempt, 0)
+	}},
+	{"a lost task that was to be cancelled is cancelled", func(e *env) {
+		w := e.worker()
+		t := e.claimOne(w)
+		e.cancel(t.ID)
+		if err := e.store.Leave(e.ctx, w, ""); err != nil {
+			e.Fatalf("leave: %v", err)
+		}
+		e.rescue()
+		got := e.wantState(t.ID, opscore.Cancelled)
+		want(e, "claim number", got.ClaimSeq, t.ClaimSeq+1)
+		want(e, "late outcome", e.finish(ends(t, opscore.Completed))[0], opscore.Recorded{State: opscore.Cancelled, Late: true})
+		e.wantState(t.ID, opscore.Cancelled)
+	}},
+	{"pending tasks that cannot start in time are failed as expired", func(e *env) {
+		w := e.worker()
+		id, later := e.submit(opscore.ExpiresAfter(time.Minute)), e.submit(opscore.ExpiresAfter(time.Hour))
+		never, running := e.submit(), e.claimOne(w, opscore.ExpiresAfter(time.Minute))
+		ancient := e.submit(opscore.ExpiresAt(time.Date(1960, 1, 1, 0, 0, 0, 0, time.UTC)))
+		expire := func() []opscore.ID {
+			tasks, err := e.store.Expire(e.ctx)
+			if err != nil {
+				e.Fatalf("expire: %v", err)
+			}
+			return ids(tasks)
+		}
+		e.wantIDs("before", expire(), ancient)
+		e.pass(time.Minute)
+		e.wantIDs("after", expire(), id)
+		e.wantIDs("again", expire())
+		got := e.wantState(id, opscore.Failed)
+		want(e, "code", got.Code, opscore.CodeExpired)
+		want(e, "finished", got.FinishedAt.IsZero(), false)
+		e.wantState(later, opscore.Pending)
+		e.wantState(never, opscore.Pending)
+		e.wantState(running.ID, opscore.Running)
+	}},
+	{"terminal tasks are removed after their retention, with all that belongs to them", func(e *env) {
+		w := e.worker()
+		end := func(s opscore.State, opts ...opscore.Option) opscore.ID {
+			t := e.claimOne(w, opts...)
+			o := ends(t, s)
+			o.Log = []opscore.LogLine{{Task: t.ID, ClaimSeq: t.ClaimSeq, At: time.Now(), Level: "INFO", Text: "x"}}
+			e.finish(o)
+			return t.ID
+		}
+		prune := func(r opscore.Retention) int {
+			n, err := e.store.Prune(e.ctx, r)
+			if err != nil {
+				e.Fatalf("prune: %v", err)
+			}
+			return n
+		}
+		done, failed := end(opscore.Completed), end(opscore.Failed)
+		short := end(opscore.Completed, opscore.Queue("short"))
+		pending, running := e.submit(), e.claimOne(w)
+		r := opscore.Retention{Queues: map[string]opscore.Keep{"short": {Completed: time.Hour}}}
+		want(e, "removed at once", prune(r), 0)
+		want(e, "removed at once by default", prune(opscore.Retention{}), 0)
+		e.pass(time.Hour + time.Second)
+		want(e, "removed after an hour", prune(r), 1)
+		tasks, err := e.store.Get(e.ctx, []opscore.ID{short})
+		if err != nil || len(tasks) != 0 {
+			e.Errorf("pruned task = %v, %v", tasks, err)
+		}
+		e.pass(7 * 24 * time.Hour)
+		want(e, "removed after a week, by default", prune(opscore.Retention{}), 1)
+		e.wantIDs("left", e.list(opscore.Filter{}), running.ID, pending, failed)
+		lines, err := e.store.Logs(e.ctx, done)
+		if err != nil || len(lines) != 0 {
+			e.Errorf("logs of a pruned task = %v, %v", lines, err)
+		}
+		want(e, "removed failed", prune(opscore.Retention{Default: opscore.Keep{Failed: time.Hour}}), 1)
+		want(e, "attempts of a pruned task", len(e.attempts(failed)), 0)
+		want(e, "removed then", prune(r), 0)
+	}},
+	{"a task put back by an operator is not pruned", func(e *env) {
+		t := e.claimOne(e.worker())
+		e.finish(ends(t, opscore.Failed))
+		if _, err := e.store.Retry(e.ctx, []opscore.ID{t.ID}, "ann"); err != nil {
+			e.Fatalf("retry: %v", err)
+		}
+		beside := e.claimOne(e.worker())
+		e.finish(ends(beside, opscore.Failed))
+		e.pass(time.Hour)
+		n, err := e.store.Prune(e.ctx, opscore.Retention{Default: opscore.Keep{Completed: time.Minute, Failed: time.Minute, Cancelled: time.Minute}})
+		if err != nil || n != 1 {
+			e.Errorf("pruned %d, %v", n, err)
+		}
+		e.wantIDs("left", e.list(opscore.Filter{}), t.ID)
+	}},
+}

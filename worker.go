@@ -1,0 +1,389 @@
+package opscore
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opscore/opscore/internal/batch"
+)
+
+// Defaults of a worker.
+const (
+	DefaultSlots     = 100
+	MaxSlots         = 100_000
+	DefaultDrain     = 20 * time.Second
+	DefaultGrace     = 5 * time.Second
+	DefaultMaxResult = 1 << 20 // bytes
+)
+
+// Worker runs tasks. Its fields must not change while it runs; a zero field means its default.
+type Worker struct {
+	Store     Store
+	Handlers  Handlers
+	Queues    []string        // to listen to; empty means the handlers' own queues
+	Sources   []Source        // empty means FromStore(Store, 0)
+	Slots     int             // running tasks at most; 0 means 100: a slot is a goroutine
+	Drain     time.Duration   // how long running tasks may finish after Run's context ends; 0 means 20 s
+	Grace     time.Duration   // how long after that handlers have to heed their cancelled context; 0 means 5 s
+	Hurry     <-chan struct{} // closed to skip what is left of Drain
+	MaxResult int             // bytes of a result; 0 means 1 MiB
+	Build     string          // empty means what the binary knows of its version
+	Log       *slog.Logger    // nil means [slog.Default]
+	OnEvent   func(Event)
+	OnReady   func(WorkerInfo) // called once the worker is registered, its store answers and it takes tasks
+}
+
+// Run works until ctx ends, then drains: it takes nothing new, lets running tasks finish for Drain, cancels their
+// contexts, hands back what is left without burning an attempt, and returns. It returns an error if it could not
+// start, and [ErrHandlerStuck] if a handler still ran at the end.
+func (w *Worker) Run(ctx context.Context) error {
+	c, err := w.hire()
+	if err != nil {
+		return fmt.Errorf("start worker: %w", err)
+	}
+	if err := c.register(ctx, WorkerBooting); err != nil {
+		return fmt.Errorf("start worker: %w", err)
+	}
+	if err := c.enter(ctx, WorkerReady); err != nil {
+		return errors.Join(fmt.Errorf("start worker: %w", err), c.leave("could not start"))
+	}
+	beats, stopBeats := context.WithCancel(context.WithoutCancel(ctx))
+	var beating, taking sync.WaitGroup
+	beating.Go(func() { c.beat(beats) })
+	for _, s := range c.sources {
+		taking.Go(func() { c.take(ctx, s) })
+	}
+	c.announce()
+	taking.Wait()
+	err = c.drain()
+	stopBeats()
+	beating.Wait()
+	return errors.Join(err, c.leave("stopped"))
+}
+
+// crew is a running worker: its identity, its slots and the runs that it owns.
+type crew struct {
+	*Worker
+	log     *slog.Logger
+	sources []Source
+	slots   chan struct{} // a token per free slot
+	share   int           // of the slots, that one source may reserve at a time
+	backlog chan struct{} // a token per outcome that is not recorded yet
+	ended   *batch.Batch[ending]
+	notes   *batch.Batch[Note]
+
+	performing sync.WaitGroup // handlers
+	stop       chan struct{}  // closed when nothing is tried again any more
+
+	mu     sync.Mutex
+	info   WorkerInfo
+	lease  time.Time // until when, by the monotonic clock, new runs may start
+	runs   map[fence]*running
+	strays map[fence]bool // what the store had as ours, and we did not know of, at the last heartbeat
+	report drainReport
+}
+
+type fence struct {
+	task ID
+	seq  int64
+}
+
+// running is a claimed task, from the claim until its outcome is recorded.
+type running struct {
+	task   Task
+	run    *Run
+	cancel context.CancelCauseFunc
+	done   bool // the handler has returned
+}
+
+type ending struct {
+	*running
+	outcome Outcome
+	took    time.Duration
+}
+
+type drainReport struct{ finished, handedBack int }
+
+// hire validates the worker and prepares what it needs.
+func (w *Worker) hire() (*crew, error) {
+	queues := w.Queues
+	if len(queues) == 0 {
+		queues = w.Handlers.Queues()
+	}
+	switch {
+	case w.Store == nil:
+		return nil, invalid("the worker has no store")
+	case len(w.Handlers) == 0:
+		return nil, invalid("no actor is registered: a worker needs at least one")
+	case w.Slots < 0 || w.Slots > MaxSlots:
+		return nil, invalid("slots %d: must be between 1 and %d", w.Slots, MaxSlots)
+	case w.Drain < 0 || w.Grace < 0:
+		return nil, invalid("drain %s, grace %s: must not be negative", w.Drain, w.Grace)
+	}
+	for _, q := range queues {
+		if err := ValidName("queue", q); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range w.Handlers.Actors() {
+		if err := w.Handlers[name].err; err != nil {
+			return nil, err
+		}
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	slots := cmp.Or(w.Slots, DefaultSlots)
+	c := &crew{
+		Worker: w, log: cmp.Or(w.Log, slog.Default()), sources: w.Sources,
+		slots: make(chan struct{}, slots), backlog: make(chan struct{}, slots), stop: make(chan struct{}),
+		runs: map[fence]*running{}, strays: map[fence]bool{},
+		info: WorkerInfo{
+			Host: host, PID: os.Getpid(), Build: cmp.Or(w.Build, build()), Slots: slots,
+			Queues: queues, Actors: w.Handlers.Actors(),
+		},
+	}
+	if len(c.sources) == 0 {
+		c.sources = []Source{FromStore(w.Store, 0)}
+	}
+	c.share = (slots + len(c.sources) - 1) / len(c.sources)
+	for range slots {
+		c.slots <- struct{}{}
+	}
+	c.ended = batch.New(500, c.record)
+	c.notes = batch.New(500, c.storeNotes)
+	return c, nil
+}
+
+func build() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return s.Value[:min(12, len(s.Value))]
+		}
+	}
+	return cmp.Or(info.Main.Version, "unknown")
+}
+
+func (c *crew) announce() {
+	info := c.identity()
+	c.log.Info("worker ready", "worker", info.ID, "queues", strings.Join(info.Queues, ","),
+		"actors", strings.Join(info.Actors, ","), "slots", info.Slots, "build", info.Build)
+	if c.OnReady != nil {
+		c.OnReady(info)
+	}
+}
+
+// take fills free slots from one source until ctx ends.
+func (c *crew) take(ctx context.Context, s Source) {
+	backoff := time.Duration(0)
+	for {
+		n := c.reserve(ctx)
+		if n == 0 {
+			return
+		}
+		tasks, err := c.next(ctx, s, n)
+		if ctx.Err() != nil {
+			c.handBack(tasks)
+			return
+		}
+		for range n - len(tasks) {
+			c.slots <- struct{}{}
+		}
+		for _, t := range tasks {
+			c.start(ctx, t)
+		}
+		if err == nil {
+			backoff = 0
+			continue
+		}
+		if ctx.Err() == nil {
+			backoff = min(max(2*backoff, 100*time.Millisecond), HeartbeatEvery)
+			c.log.Error("cannot take tasks", "retry_in", backoff, "error", err)
+			pause(ctx, backoff)
+		}
+	}
+}
+
+// next asks a source, unless the lease is in doubt: then the right answer is to wait for a heartbeat.
+func (c *crew) next(ctx context.Context, s Source, n int) ([]Task, error) {
+	if !c.leased() {
+		pause(ctx, pollEvery)
+		return nil, nil
+	}
+	info := c.identity()
+	return s.Next(ctx, Claim{Worker: info.ID, Queues: info.Queues, Actors: info.Actors, Max: n})
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// reserve waits for a free slot and takes what is free, up to a source's share; 0 means that ctx ended.
+func (c *crew) reserve(ctx context.Context) int {
+	select {
+	case <-ctx.Done():
+		return 0
+	case <-c.slots:
+	}
+	if ctx.Err() != nil {
+		c.slots <- struct{}{}
+		return 0
+	}
+	n := 1
+	for n < c.share {
+		select {
+		case <-c.slots:
+			n++
+		default:
+			return n
+		}
+	}
+	return n
+}
+
+// start makes a claimed task a run.
+func (c *crew) start(ctx context.Context, t Task) {
+	base, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	r := &running{task: t, run: newRun(t, c.MaxResult, func(n Note) { c.notes.Add(n) }), cancel: cancel}
+	c.mu.Lock()
+	c.runs[fence{t.ID, t.ClaimSeq}] = r
+	if t.Worker != c.info.ID {
+		cancel(ErrLeaseLost) // claimed before this worker lost its lease
+	}
+	c.mu.Unlock()
+	c.performing.Add(1)
+	go c.perform(base, r)
+}
+
+// perform takes one task from its claim to its outcome.
+func (c *crew) perform(ctx context.Context, r *running) {
+	defer c.performing.Done()
+	began := time.Now()
+	emit(c.OnEvent, taskEvent(EventStarted, r.task))
+	ctx, stop := context.WithTimeout(context.WithValue(ctx, runKey{}, r.run), time.Duration(r.task.Timeout))
+	result, err := []byte(nil), errGoexit
+	defer func() { // also when the handler ends its goroutine
+		cause := contextCause(ctx)
+		stop()
+		r.cancel(nil)
+		o := outcome(r.task, result, err, cause, c.Handlers[r.task.Actor].retry, rand.Float64())
+		c.finish(ending{running: r, outcome: o, took: time.Since(began)})
+	}()
+	result, err = c.call(ctx, r.task)
+	if tooBig := checkResult(result, c.MaxResult); err == nil && tooBig != nil {
+		err = &resultError{fmt.Sprintf("result of actor %s: %s", r.task.Actor, tooBig)}
+	}
+}
+
+// call runs the handler; a panic is a failed attempt.
+func (c *crew) call(ctx context.Context, t Task) (result []byte, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = panicError{v, debug.Stack()}
+		}
+	}()
+	return c.Handlers[t.Actor].run(ctx, t.Args)
+}
+
+// finish hands the outcome to the recorder and frees the slot. It waits while too many outcomes are unrecorded,
+// so a store that does not answer stops the worker from taking more.
+func (c *crew) finish(e ending) {
+	e.outcome.Log = e.run.notes.end()
+	c.mu.Lock()
+	e.done = true
+	c.mu.Unlock()
+	select {
+	case c.backlog <- struct{}{}:
+		c.ended.Add(e)
+	case <-c.stop: // a stuck handler that returns after all: its task is released
+	}
+	c.slots <- struct{}{}
+}
+
+// record stores outcomes, again and again while the store fails: a handler's work is not thrown away.
+func (c *crew) record(ended []ending) {
+	outcomes := make([]Outcome, len(ended))
+	for i, e := range ended {
+		outcomes[i] = e.outcome
+	}
+	recorded, err := c.Store.Finish(context.Background(), outcomes)
+	for backoff := 50 * time.Millisecond; err != nil; backoff = min(2*backoff, HeartbeatEvery) {
+		c.log.Error("cannot record outcomes; claims wait", "outcomes", len(outcomes), "retry_in", backoff, "error", err)
+		select {
+		case <-c.stop:
+			c.forget(ended)
+			return
+		case <-time.After(backoff):
+		}
+		recorded, err = c.Store.Finish(context.Background(), outcomes)
+	}
+	c.forget(ended)
+	for i, e := range ended {
+		c.tell(e, recorded[i])
+	}
+}
+
+func (c *crew) forget(ended []ending) {
+	c.mu.Lock()
+	for _, e := range ended {
+		delete(c.runs, fence{e.task.ID, e.task.ClaimSeq})
+		if e.outcome.State == Pending && e.outcome.Uncounted {
+			c.report.handedBack++
+		} else {
+			c.report.finished++
+		}
+	}
+	c.mu.Unlock()
+	for range ended {
+		<-c.backlog
+	}
+}
+
+func (c *crew) tell(e ending, r Recorded) {
+	ev := taskEvent(EventFinished, e.task)
+	ev.State, ev.Code, ev.Duration = r.State, e.outcome.Code, e.took
+	level := slog.LevelDebug
+	switch {
+	case r.Late:
+		ev.Kind, level = EventLate, slog.LevelWarn
+	case r.State == Failed:
+		level = slog.LevelError
+	case e.outcome.Code == CodeArgsIncompatible:
+		level = slog.LevelWarn
+	case r.State == Pending && !e.outcome.Uncounted:
+		level = slog.LevelInfo
+	}
+	if e.outcome.Error != "" {
+		ev.Err = errors.New(e.outcome.Error)
+	}
+	emit(c.OnEvent, ev)
+	if c.log.Enabled(context.Background(), level) {
+		line, _, _ := strings.Cut(e.outcome.Error, "\n")
+		c.log.Log(context.Background(), level, "attempt ended", "task", e.task.ID, "actor", e.task.Actor,
+			"attempt", e.task.Attempt, "outcome", cmp.Or(e.outcome.Code, Code(Completed)), "state", r.State, "late", r.Late,
+			"took", e.took, "error", line)
+	}
+}
+
+func (c *crew) storeNotes(notes []Note) {
+	if err := c.Store.Note(context.Background(), notes); err != nil {
+		c.log.Error("cannot store progress and logs", "error", err)
+	}
+}
