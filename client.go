@@ -174,7 +174,7 @@ func (c *Client) Cancel(ctx context.Context, id ID, by string) (Task, error) {
 	if len(tasks) == 0 {
 		return Task{}, notFound(id)
 	}
-	emit(c.OnEvent, taskEvent(EventCancelled, tasks[0]))
+	emit(c.OnEvent, taskEvent(EventCancelled, &tasks[0]))
 	return tasks[0], nil
 }
 
@@ -185,7 +185,7 @@ func (c *Client) Retry(ctx context.Context, id ID, by string) (Task, error) {
 	if err != nil {
 		return Task{}, fmt.Errorf("retry task %s: %w", id, err)
 	}
-	emit(c.OnEvent, taskEvent(EventRetried, tasks[0]))
+	emit(c.OnEvent, taskEvent(EventRetried, &tasks[0]))
 	return tasks[0], nil
 }
 

@@ -42,7 +42,7 @@ func emit(hook func(Event), e Event) {
 	}
 }
 
-func taskEvent(kind EventKind, t Task) Event {
+func taskEvent(kind EventKind, t *Task) Event {
 	return Event{
 		Kind: kind, Task: t.ID, Actor: t.Actor, Queue: t.Queue, State: t.State, Attempt: t.Attempt,
 		Code: t.Code, Worker: t.Worker,

@@ -74,7 +74,8 @@ func (k *Keeper) repeat(ctx context.Context, kind EventKind, msg string, chore f
 		if err != nil || len(tasks) == 0 {
 			return err
 		}
-		for _, t := range tasks {
+		for i := range tasks {
+			t := &tasks[i]
 			emit(k.OnEvent, taskEvent(kind, t))
 			cmp.Or(k.Log, slog.Default()).Warn(msg, "task", t.ID, "actor", t.Actor, "state", t.State, "lost", t.Lost)
 		}

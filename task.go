@@ -152,7 +152,7 @@ const (
 
 // outcome decides what the end of an attempt means: pure, so that every rule is one line of a table test.
 // cause is why the handler's context ended, nil if it did not; random is in [0,1).
-func outcome(t Task, result []byte, err, cause error, retry Backoff, random float64) Outcome {
+func outcome(t *Task, result []byte, err, cause error, retry Backoff, random float64) Outcome {
 	o := Outcome{Task: t.ID, ClaimSeq: t.ClaimSeq, Worker: t.Worker, State: Pending}
 	var (
 		abort  abortError

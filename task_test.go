@@ -51,7 +51,7 @@ func TestTheEndOfAnAttemptMeans(t *testing.T) {
 	} {
 		t.Run(tc.when, func(t *testing.T) {
 			task := Task{ClaimSeq: 1, Attempt: max(tc.attempt, 1), MaxAttempts: 3, Timeout: Duration(time.Minute)}
-			o := outcome(task, []byte(tc.result), tc.err, tc.cause, Backoff{}, 0.5)
+			o := outcome(&task, []byte(tc.result), tc.err, tc.cause, Backoff{}, 0.5)
 			if o.State != tc.state || o.Code != tc.code || o.Delay != tc.delay || o.Uncounted != tc.uncounted || o.Error != tc.text ||
 				string(o.Result) != tc.result {
 				t.Errorf("outcome = %+v", o)

@@ -77,7 +77,7 @@ type crew struct {
 	sources []Source
 	slots   chan struct{} // a token per free slot
 	share   int           // of the slots, that one source may reserve at a time
-	backlog chan struct{} // a token per outcome that is not recorded yet
+	backlog chan struct{} // a token per outcome that is not recorded yet: twice the slots, so that recording and running overlap
 	ended   *batch.Batch[ending]
 	notes   *batch.Batch[Note]
 
@@ -146,7 +146,7 @@ func (w *Worker) hire() (*crew, error) {
 	slots := cmp.Or(w.Slots, DefaultSlots)
 	c := &crew{
 		Worker: w, log: cmp.Or(w.Log, slog.Default()), sources: w.Sources,
-		slots: make(chan struct{}, slots), backlog: make(chan struct{}, slots), stop: make(chan struct{}),
+		slots: make(chan struct{}, slots), backlog: make(chan struct{}, 2*slots), stop: make(chan struct{}),
 		runs: map[fence]*running{}, strays: map[fence]bool{},
 		info: WorkerInfo{
 			Host: host, PID: os.Getpid(), Build: cmp.Or(w.Build, build()), Slots: slots,
@@ -189,13 +189,19 @@ func (c *crew) announce() {
 
 // take fills free slots from one source until ctx ends.
 func (c *crew) take(ctx context.Context, s Source) {
-	backoff := time.Duration(0)
+	var backoff, gather time.Duration
 	for {
-		n := c.reserve(ctx)
+		n := c.reserve(ctx, gather)
 		if n == 0 {
 			return
 		}
+		asked := time.Now()
 		tasks, err := c.next(ctx, s, n)
+		if gather = 0; len(tasks) == n {
+			// There is more than fits. A claim of many tasks takes hardly longer than one of few, so the next one is
+			// worth a wait that at most doubles the time without it.
+			gather = min(time.Since(asked), maxGather)
+		}
 		if ctx.Err() != nil {
 			c.handBack(tasks)
 			return
@@ -235,8 +241,12 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// reserve waits for a free slot and takes what is free, up to a source's share; 0 means that ctx ended.
-func (c *crew) reserve(ctx context.Context) int {
+// maxGather bounds how long a free slot stays empty for the sake of a larger claim.
+const maxGather = 5 * time.Millisecond
+
+// reserve waits for a free slot and takes what is free, or gets free within gather, up to a source's share; 0 means that
+// ctx ended.
+func (c *crew) reserve(ctx context.Context, gather time.Duration) int {
 	select {
 	case <-ctx.Done():
 		return 0
@@ -246,16 +256,26 @@ func (c *crew) reserve(ctx context.Context) int {
 		c.slots <- struct{}{}
 		return 0
 	}
-	n := 1
-	for n < c.share {
+	enough := time.NewTimer(gather)
+	defer enough.Stop()
+	for n := 1; n < c.share; n++ {
 		select {
 		case <-c.slots:
-			n++
+			continue
 		default:
+		}
+		if gather == 0 {
+			return n
+		}
+		select {
+		case <-ctx.Done():
+			return 0
+		case <-c.slots:
+		case <-enough.C:
 			return n
 		}
 	}
-	return n
+	return c.share
 }
 
 // start makes a claimed task a run.
@@ -276,24 +296,24 @@ func (c *crew) start(ctx context.Context, t Task) {
 func (c *crew) perform(ctx context.Context, r *running) {
 	defer c.performing.Done()
 	began := time.Now()
-	emit(c.OnEvent, taskEvent(EventStarted, r.task))
+	emit(c.OnEvent, taskEvent(EventStarted, &r.task))
 	ctx, stop := context.WithTimeout(context.WithValue(ctx, runKey{}, r.run), time.Duration(r.task.Timeout))
 	result, err := []byte(nil), errGoexit
 	defer func() { // also when the handler ends its goroutine
 		cause := contextCause(ctx)
 		stop()
 		r.cancel(nil)
-		o := outcome(r.task, result, err, cause, c.Handlers[r.task.Actor].retry, rand.Float64())
+		o := outcome(&r.task, result, err, cause, c.Handlers[r.task.Actor].retry, rand.Float64())
 		c.finish(ending{running: r, outcome: o, took: time.Since(began)})
 	}()
-	result, err = c.call(ctx, r.task)
+	result, err = c.call(ctx, &r.task)
 	if tooBig := checkResult(result, c.MaxResult); err == nil && tooBig != nil {
 		err = &resultError{fmt.Sprintf("result of actor %s: %s", r.task.Actor, tooBig)}
 	}
 }
 
 // call runs the handler; a panic is a failed attempt.
-func (c *crew) call(ctx context.Context, t Task) (result []byte, err error) {
+func (c *crew) call(ctx context.Context, t *Task) (result []byte, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = panicError{v, debug.Stack()}
@@ -357,7 +377,7 @@ func (c *crew) forget(ended []ending) {
 }
 
 func (c *crew) tell(e ending, r Recorded) {
-	ev := taskEvent(EventFinished, e.task)
+	ev := taskEvent(EventFinished, &e.task)
 	ev.State, ev.Code, ev.Duration = r.State, e.outcome.Code, e.took
 	level := slog.LevelDebug
 	switch {

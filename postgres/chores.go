@@ -127,6 +127,7 @@ func (s *Store) rescueOwnerless(ctx context.Context) (rescued []opscore.Task, er
 		return err
 	})
 	if len(rescued) > 0 {
+		s.lanes.changed()
 		s.wake.all()
 	}
 	return rescued, err

@@ -18,6 +18,7 @@ func (s *Store) Age(ctx context.Context, d time.Duration) error {
 			return err
 		}
 	}
+	s.lanes.changed()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, l := range s.observed.lapsed {

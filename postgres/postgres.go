@@ -23,6 +23,7 @@ type Store struct {
 	pool   *pgxpool.Pool
 	beats  *pgxpool.Pool // one connection for heartbeats: a busy pool must not cost the lease
 	wake   waker
+	lanes  lanes
 
 	mu       sync.Mutex
 	texts    map[string]string // of statements, with the schema's name put in
@@ -80,7 +81,7 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
 	}
-	s := &Store{schema: pgx.Identifier{schema}.Sanitize(), texts: map[string]string{}}
+	s := &Store{schema: pgx.Identifier{schema}.Sanitize(), texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}}}
 	s.wake.init()
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, unavailable("connect", err)

@@ -26,6 +26,7 @@ func (s *Store) Resume(ctx context.Context, queues []string) error {
 	if _, err := s.pool.Exec(ctx, s.sql("DELETE FROM opscore.pause WHERE queue = ANY($1)"), queues); err != nil {
 		return unavailable("resume queues", err)
 	}
+	s.lanes.changed()
 	s.wake.all()
 	s.notify()
 	return nil

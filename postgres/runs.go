@@ -1,9 +1,13 @@
 package postgres
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -12,96 +16,111 @@ import (
 	"github.com/opscore/opscore"
 )
 
-// lanes are the lanes (queue, actor, priority) with pending tasks that a worker may take from, and when the first of
-// each is due. It steps through the index from lane to lane, so its cost does not grow with the tasks in them.
-// $1 are the queues, $2 the actors.
-const lanes = `RECURSIVE every (queue, actor, rank, run_at) AS (
-		(SELECT queue, actor, rank, run_at FROM opscore.task
-			WHERE state = 'pending' ORDER BY queue, actor, rank, run_at LIMIT 1)
-		UNION ALL
-		SELECT n.* FROM every e CROSS JOIN LATERAL (
-			SELECT t.queue, t.actor, t.rank, t.run_at FROM opscore.task t
-			WHERE t.state = 'pending' AND (t.queue, t.actor, t.rank) > (e.queue, e.actor, e.rank)
-			ORDER BY t.queue, t.actor, t.rank, t.run_at LIMIT 1) n),
-	lane AS (SELECT * FROM every WHERE queue = ANY($1) AND actor = ANY($2) AND queue NOT IN (SELECT queue FROM opscore.pause))`
+// claimed makes the picked tasks running under worker $3 and returns what a worker needs of them, in no order.
+const claimed = `
+	UPDATE opscore.task t SET
+		state = 'running', claim_seq = t.claim_seq + 1, attempt = t.attempt + 1, worker = $3, started_at = clock_timestamp(),
+		progress = 0, progress_text = ''
+	FROM pick WHERE t.ctid = pick.at
+	RETURNING id, queue, actor, -rank, run_at, created_at, expires_at, timeout, max_attempts, attempt, lost, claim_seq, started_at,
+		unique_key, labels, args`
 
-// claimed makes the picked tasks running under worker $3 and returns what a worker needs of them.
-const claimed = `, u AS (
-		UPDATE opscore.task t SET
-			state = 'running', claim_seq = t.claim_seq + 1, attempt = t.attempt + 1, worker = $3, started_at = clock_timestamp(),
-			progress = 0, progress_text = ''
-		FROM pick WHERE t.id = pick.id
-		RETURNING t.*)
-	SELECT id, queue, actor, -rank, run_at, created_at, expires_at, timeout, max_attempts, attempt, lost, claim_seq, started_at,
-		unique_key, labels, args
-	FROM u ORDER BY rank, run_at, id`
-
-// claimDue takes the most urgent $4 of all lanes. SKIP LOCKED never waits, so the order of locking does not matter here.
-const claimDue = "WITH " + lanes + `, pick AS MATERIALIZED (
-		SELECT t.id FROM lane CROSS JOIN LATERAL (
-			SELECT id, rank, run_at FROM opscore.task
+// claimDue takes the most urgent $4 of up to n lanes that begin at $1 (queue), $2 (actor), $5 (rank), $6 (due time) and $7 (id).
+// The lanes are listed one by one because the planner, which cannot know how long an array is, would plan anew at every claim.
+// SKIP LOCKED never waits, so the order of locking does not matter here.
+func claimDue(n int) string {
+	var from []string
+	for i := 1; i <= n; i++ {
+		// What is beyond the end of an array is NULL, which is no lane.
+		from = append(from, fmt.Sprintf("(($1::text[])[%[1]d], ($2::text[])[%[1]d], ($5::smallint[])[%[1]d], ($6::timestamptz[])[%[1]d], ($7::uuid[])[%[1]d])", i))
+	}
+	return `WITH lane AS (
+		SELECT * FROM (VALUES ` + strings.Join(from, ", ") + `) AS l (queue, actor, rank, run_at, id)
+		WHERE queue NOT IN (SELECT queue FROM opscore.pause)),
+	pick AS MATERIALIZED (
+		SELECT t.at FROM lane CROSS JOIN LATERAL (
+			SELECT ctid AS at, rank, run_at, id FROM opscore.task
 			WHERE state = 'pending' AND queue = lane.queue AND actor = lane.actor AND rank = lane.rank
+				AND (run_at, id) >= (lane.run_at, lane.id)
 				AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())
 			ORDER BY run_at, id LIMIT $4 FOR UPDATE SKIP LOCKED) t
-		WHERE lane.run_at <= clock_timestamp() AND EXISTS (SELECT FROM opscore.worker WHERE id = $3 AND state <> 'gone')
+		WHERE EXISTS (SELECT FROM opscore.worker WHERE id = $3 AND state <> 'gone')
 		ORDER BY t.rank, t.run_at, t.id LIMIT $4)` + claimed
+}
 
 // claimByID takes those of the given tasks that can be had. $1 are the ids, $2 the actors.
 const claimByID = `WITH pick AS MATERIALIZED (
-		SELECT id FROM opscore.task
+		SELECT ctid AS at FROM opscore.task
 		WHERE id = ANY($1) AND state = 'pending' AND actor = ANY($2)
 			AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())
 			AND queue NOT IN (SELECT queue FROM opscore.pause)
 			AND EXISTS (SELECT FROM opscore.worker WHERE id = $3 AND state <> 'gone')
 		ORDER BY id LIMIT $4 FOR UPDATE SKIP LOCKED)` + claimed
 
-const nextDue = "WITH " + lanes + `
-	SELECT (extract(epoch FROM min(run_at) - clock_timestamp()) * 1e6)::bigint, EXISTS (SELECT FROM opscore.worker WHERE id = $3 AND state <> 'gone')
-	FROM lane`
-
 // Claim implements [opscore.Runs].
 func (s *Store) Claim(ctx context.Context, want opscore.Claim) (got opscore.Claimed, err error) {
 	if want.Max <= 0 {
 		return got, nil
 	}
-	text, from := claimDue, any(want.Queues)
 	if len(want.IDs) > 0 {
-		text, from = claimByID, want.IDs
+		got.Tasks, err = s.claim(ctx, &want, claimByID, want.IDs, want.Actors, want.Worker, want.Max)
+	} else if from, fresh := s.lanes.of(&want); fresh {
+		got.Tasks, err = s.claimFrom(ctx, &want, from)
 	}
-	err = each(ctx, s.pool, func(rows pgx.Rows) error {
-		t, err := scanClaimed(rows)
-		t.State, t.Worker = opscore.Running, want.Worker
-		got.Tasks = append(got.Tasks, t)
-		return err
-	}, s.sql(text), from, want.Actors, want.Worker, want.Max)
-	if err != nil {
-		return got, unavailable("claim tasks", err)
+	if err != nil || len(got.Tasks) > 0 {
+		return got, err
 	}
-	if len(got.Tasks) > 0 {
-		return got, nil
+	if err := s.readLanes(ctx, want.Worker); err != nil {
+		return got, err
 	}
-	var next *int64
-	var alive bool
-	if err := s.pool.QueryRow(ctx, s.sql(nextDue), want.Queues, want.Actors, want.Worker).Scan(&next, &alive); err != nil {
-		return got, unavailable("look for due tasks", err)
+	if len(want.IDs) == 0 {
+		from, _ := s.lanes.of(&want)
+		got.Tasks, err = s.claimFrom(ctx, &want, from)
 	}
-	if !alive {
-		return got, opscore.ErrLeaseLost
+	if err == nil && len(got.Tasks) == 0 {
+		got.Next = s.lanes.next(&want)
 	}
-	if next != nil {
-		got.Next = max(time.Duration(*next)*time.Microsecond, 0)
-	}
-	return got, nil
+	return got, err
 }
 
-func scanClaimed(rows pgx.Rows) (t opscore.Task, err error) {
+// claimFrom takes the most urgent tasks of the lanes.
+func (s *Store) claimFrom(ctx context.Context, want *opscore.Claim, from starts) ([]opscore.Task, error) {
+	if len(from.queues) == 0 {
+		return nil, nil
+	}
+	n := 1 // a power of two, so that there are few statements
+	for n < len(from.queues) {
+		n *= 2
+	}
+	tasks, err := s.claim(ctx, want, claimDue(n), from.queues, from.actors, want.Worker, want.Max, from.ranks, from.runAts, from.ids)
+	s.lanes.taken(tasks)
+	return tasks, err
+}
+
+func (s *Store) claim(ctx context.Context, want *opscore.Claim, text string, args ...any) (tasks []opscore.Task, err error) {
+	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+		if tasks == nil {
+			tasks = make([]opscore.Task, 0, min(want.Max, batchSize))
+		}
+		tasks = append(tasks, opscore.Task{State: opscore.Running, Worker: want.Worker})
+		return scanClaimed(rows, &tasks[len(tasks)-1])
+	}, s.sql(text), args...)
+	if err != nil {
+		return tasks, unavailable("claim tasks", err)
+	}
+	slices.SortFunc(tasks, func(a, b opscore.Task) int {
+		return cmp.Or(b.Priority-a.Priority, a.RunAt.Compare(b.RunAt), bytes.Compare(a.ID[:], b.ID[:]))
+	})
+	return tasks, nil
+}
+
+func scanClaimed(rows pgx.Rows, t *opscore.Task) error {
 	var expires *time.Time
 	var timeout int64
-	var args []byte
-	err = rows.Scan(&t.ID, &t.Queue, &t.Actor, &t.Priority, &t.RunAt, &t.CreatedAt, &expires, &timeout, &t.MaxAttempts, &t.Attempt,
-		&t.Lost, &t.ClaimSeq, &t.StartedAt, &t.UniqueKey, &t.Labels, &args)
-	t.Args, t.ExpiresAt, t.Timeout = args, timeOf(expires), opscore.Duration(time.Duration(timeout)*time.Microsecond)
-	return t, err
+	err := rows.Scan((*[16]byte)(&t.ID), &t.Queue, &t.Actor, &t.Priority, &t.RunAt, &t.CreatedAt, &expires, &timeout, &t.MaxAttempts, &t.Attempt,
+		&t.Lost, &t.ClaimSeq, &t.StartedAt, &t.UniqueKey, &t.Labels, (*[]byte)(&t.Args))
+	t.ExpiresAt, t.Timeout = timeOf(expires), opscore.Duration(time.Duration(timeout)*time.Microsecond)
+	return err
 }
 
 // Finish implements [opscore.Runs].
@@ -120,6 +139,7 @@ func (s *Store) Finish(ctx context.Context, outcomes []opscore.Outcome) ([]opsco
 	}
 	for _, r := range recorded {
 		if r.State == opscore.Pending {
+			s.lanes.changed()
 			s.wake.all()
 			break
 		}
@@ -263,7 +283,7 @@ func (s *Store) lockHeld(ctx context.Context, q querier, outcomes []opscore.Outc
 
 // completions are results, as completeSQL wants them.
 type completions struct {
-	ids, workers []opscore.ID
+	ids, workers [][16]byte // which pgx encodes several times faster than ids
 	seqs         []int64
 	results      [][]byte
 }
@@ -277,13 +297,13 @@ func (c *completions) add(o *opscore.Outcome) {
 // that no index can serve: with t.worker = o.worker the planner reads all running tasks of the worker for each outcome.
 const completeSQL = `
 	WITH l AS MATERIALIZED (
-		SELECT t.id, o.result, o.n
+		SELECT t.ctid AS at, o.result, o.n
 		FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::bytea[]) WITH ORDINALITY AS o (id, seq, worker, result, n)
 			JOIN opscore.task t ON t.id = o.id
 		WHERE t.state = 'running' AND t.claim_seq = o.seq AND t.worker IS NOT DISTINCT FROM o.worker
 		ORDER BY t.id FOR UPDATE OF t)
 	UPDATE opscore.task t SET state = 'completed', finished_at = clock_timestamp(), result = l.result, code = '', error = ''
-	FROM l WHERE t.id = l.id RETURNING l.n`
+	FROM l WHERE t.ctid = l.at RETURNING l.n`
 
 // endSQL records an attempt that did not complete its task, in the row and in the history. $11 says that the owner did
 // not end it itself: whatever the owner says from now on is late.

@@ -220,6 +220,7 @@ func (s *Store) Insert(ctx context.Context, requests []opscore.Request) (inserte
 	if err != nil {
 		return nil, err
 	}
+	s.lanes.inserted(requests)
 	s.wake.all()
 	s.notify()
 	return inserted, nil
@@ -353,6 +354,7 @@ func (s *Store) Retry(ctx context.Context, ids []opscore.ID, by string) (tasks [
 	if err != nil {
 		return nil, err
 	}
+	s.lanes.changed()
 	s.wake.all()
 	s.notify()
 	return tasks, nil

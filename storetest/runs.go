@@ -79,6 +79,44 @@ var claims = []scenario{
 		id := e.submit(opscore.Priority(-100))
 		e.wantIDs("claim", ids(e.claim(wants(w, 10))), id)
 	}},
+	{"a claim sees at once what has changed since the last one", func(e *env) {
+		w := e.worker()
+		elsewhere := wants(w, 1)
+		elsewhere.Queues = []string{"elsewhere"}
+		next := func(what string, want ...opscore.ID) {
+			e.Helper()
+			e.wantIDs(what, ids(e.claim(wants(w, 1))), want...)
+		}
+		var waiting []opscore.ID
+		for range 5 {
+			waiting = append(waiting, e.submit())
+		}
+		next("the first", waiting[0])
+		next("a more urgent one came", e.submit(opscore.Priority(5)))
+		next("one came that has been due for longer", e.submit(opscore.At(time.Now().Add(-time.Hour))))
+
+		snoozed, failed := e.claimOne(w, opscore.Priority(7)), e.claimOne(w, opscore.Priority(8))
+		e.finish(ends(failed, opscore.Failed))
+		e.wantIDs("elsewhere", ids(e.claim(elsewhere)))
+		next("none of higher priority waits", waiting[1])
+		e.finish(ends(snoozed, opscore.Pending))
+		next("one was put back", snoozed.ID)
+		e.wantIDs("elsewhere", ids(e.claim(elsewhere)))
+		next("none of higher priority waits", waiting[2])
+		if _, err := e.store.Retry(e.ctx, []opscore.ID{failed.ID}, "someone"); err != nil {
+			e.Fatalf("retry: %v", err)
+		}
+		next("an operator put one back", failed.ID)
+
+		if err := e.store.Pause(e.ctx, []string{"q"}, "someone", ""); err != nil {
+			e.Fatalf("pause: %v", err)
+		}
+		next("the queue was paused")
+		if err := e.store.Resume(e.ctx, []string{"q"}); err != nil {
+			e.Fatalf("resume: %v", err)
+		}
+		next("the pause has ended", waiting[3])
+	}},
 	{"a claim takes at most what it asks for", func(e *env) {
 		w := e.worker()
 		for range 5 {

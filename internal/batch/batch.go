@@ -1,7 +1,10 @@
 // Package batch groups what arrives while a flush is under way into the next flush.
 package batch
 
-import "sync"
+import (
+	"runtime"
+	"sync"
+)
 
 // Batch hands added items to one flush at a time, in order, with no timer: an item that finds no flush
 // under way starts one, and whatever is added meanwhile waits to be flushed together.
@@ -32,6 +35,7 @@ func (b *Batch[T]) Add(items ...T) {
 }
 
 func (b *Batch[T]) run() {
+	runtime.Gosched() // what is about to be added joins
 	for {
 		items := b.Take()
 		if len(items) > 0 {
