@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -15,13 +16,16 @@ type Client struct {
 	Store   Store
 	MaxArgs int         // bytes of a task's args; 0 means 1 MiB
 	OnEvent func(Event) // called for each event; nil for none
+
+	mu   sync.Mutex
+	seen registryView
 }
 
 // Submission is the answer to one request.
 type Submission struct {
 	ID        ID      `json:"id"`
 	Duplicate bool    `json:"duplicate,omitempty"` // nothing was stored: ID is the task that was there
-	Warnings  []Cause `json:"warnings,omitempty"`  // why the task, although stored, would not start now
+	Warnings  []Cause `json:"warnings,omitempty"`  // why the task, although stored, would not start now; what changed within the last second may be missing
 }
 
 // Submit stores the requests, all or none, and returns once they are durable: an acknowledged task survives every
@@ -82,16 +86,29 @@ func (c *Client) prepare(requests []Request) (Inserter, error) {
 	return inserter, nil
 }
 
-// warner reads the registry once and returns the warnings for each kind of task. The tasks are stored by now:
-// a registry that cannot be read costs the warnings, not the submit.
+// viewFor is how long a client believes that tasks of a kind start because they did when it last looked.
+const viewFor = time.Second
+
+// registryView is what decides whether a task would start.
+type registryView struct {
+	at      time.Time
+	workers []WorkerInfo
+	paused  []Pause
+}
+
+// warner returns the warnings for each kind of task. What it warns of is true now; that there is nothing to warn of may be
+// true of up to a second ago, so that most submits do not read the registry. The tasks are stored by now: a registry that
+// cannot be read costs the warnings, not the submit.
 func (c *Client) warner(ctx context.Context) func(queue, actor string) []Cause {
-	workers, err := c.Store.Workers(ctx, 0)
-	if err != nil {
-		return func(string, string) []Cause { return nil }
+	c.mu.Lock()
+	view := c.seen
+	c.mu.Unlock()
+	fresh := false
+	look := func() {
+		fresh, view = true, c.look(ctx)
 	}
-	paused, err := c.Store.Paused(ctx)
-	if err != nil {
-		return func(string, string) []Cause { return nil }
+	if time.Since(view.at) >= viewFor {
+		look()
 	}
 	type kind struct{ queue, actor string }
 	known := map[kind][]Cause{}
@@ -99,11 +116,37 @@ func (c *Client) warner(ctx context.Context) func(queue, actor string) []Cause {
 		k := kind{queue, actor}
 		w, ok := known[k]
 		if !ok {
-			w = submitWarnings(queue, actor, workers, paused)
+			if w = view.warnings(queue, actor); len(w) > 0 && !fresh {
+				look()
+				w = view.warnings(queue, actor)
+			}
 			known[k] = w
 		}
 		return w
 	}
+}
+
+// look reads the registry; the zero view says that it cannot be read.
+func (c *Client) look(ctx context.Context) registryView {
+	view := registryView{at: time.Now()}
+	var err error
+	if view.workers, err = c.Store.Workers(ctx, 0); err == nil {
+		view.paused, err = c.Store.Paused(ctx)
+	}
+	if err != nil {
+		view = registryView{}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen = view
+	return view
+}
+
+func (v registryView) warnings(queue, actor string) []Cause {
+	if v.at.IsZero() {
+		return nil
+	}
+	return submitWarnings(queue, actor, v.workers, v.paused)
 }
 
 // Get returns a task, or [ErrTaskNotFound].
@@ -236,7 +279,15 @@ func (c *Client) Pause(ctx context.Context, queue, by, comment string) error {
 	if err := ValidName("queue", queue); err != nil {
 		return err
 	}
+	defer c.forget()
 	return c.Store.Pause(ctx, []string{queue}, by, comment)
+}
+
+// forget makes the next submit look at the registry.
+func (c *Client) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen = registryView{}
 }
 
 // Resume ends the pause of a queue.

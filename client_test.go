@@ -11,6 +11,7 @@ import (
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/opscoretest"
 	"github.com/opscore/opscore/sqlite"
+	"github.com/opscore/opscore/storetest"
 )
 
 type mail struct {
@@ -151,6 +152,45 @@ func TestASubmitWarnsWhenNoLiveWorkerWouldRunTheTask(t *testing.T) {
 		if task, err := env.Client.Get(t.Context(), sub.ID); err != nil || task.State != opscore.Pending {
 			t.Errorf("the task is not stored: %+v, %v", task, err)
 		}
+	})
+}
+
+func TestAWarningIsNeverOlderThanItsSubmit(t *testing.T) {
+	opscoretest.Run(t, handlers(ok), func(t *testing.T, env *opscoretest.Env) {
+		looks := 0
+		c := &opscore.Client{Store: &storetest.Faulty{Store: env.Store, Before: func(method string, _ int) error {
+			if method == "Workers" {
+				looks++
+			}
+			return nil
+		}}}
+		warned := func(what string, want int, queue string) {
+			t.Helper()
+			sub, err := send.Submit(t.Context(), c, mail{}, opscore.Queue(queue))
+			if err != nil || len(sub.Warnings) != want {
+				t.Errorf("%s: warnings %v, want %d; %v", what, sub.Warnings, want, err)
+			}
+		}
+		for range 100 {
+			warned("a worker is live", 0, "default")
+		}
+		if looks != 1 {
+			t.Errorf("100 submits at once looked %d times", looks)
+		}
+		if err := c.Pause(t.Context(), "default", "ann", ""); err != nil {
+			t.Fatal(err)
+		}
+		warned("this client paused the queue", 1, "default")
+		if err := env.Client.Resume(t.Context(), "default"); err != nil {
+			t.Fatal(err)
+		}
+		warned("another client resumed it", 0, "default")
+		if err := env.Client.Pause(t.Context(), "default", "ann", ""); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		warned("another client paused it a second ago", 1, "default")
+		warned("nobody listens", 1, "nobody")
 	})
 }
 

@@ -33,3 +33,18 @@ func (s *Store) Address() string {
 	c := s.pool.Config().ConnConfig
 	return fmt.Sprintf("%s:%d", c.Host, c.Port)
 }
+
+// Steer and HotPath are the statements whose plan decides how fast tasks flow, with the number of their parameters.
+const Steer = steer
+
+// HotPath maps each of them to the indexes of the task table that it may use.
+var HotPath = []struct {
+	SQL        string
+	Parameters int
+	Index      string
+}{
+	{claimDue, 7, "task_due"},
+	{readLanesSQL, 1, "task_due"},
+	{completeSQL, 4, "task_pkey"},
+	{lockHeldSQL, 3, "task_pkey"},
+}

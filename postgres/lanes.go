@@ -144,7 +144,7 @@ const readLanesSQL = `
 // readLanes finds the fronts of all lanes. It is an [opscore.ErrLeaseLost] if the worker is gone.
 func (s *Store) readLanes(ctx context.Context, worker opscore.ID) error {
 	alive, fronts, sent := false, map[lane]front{}, time.Now()
-	err := each(ctx, s.pool, func(rows pgx.Rows) error {
+	err := s.steered(ctx, s.pool, func(rows pgx.Rows) error {
 		var queue, actor *string
 		var rank *int16
 		var runAt *time.Time
@@ -156,7 +156,7 @@ func (s *Store) readLanes(ctx context.Context, worker opscore.ID) error {
 		}
 		fronts[lane{*queue, *actor, *rank}] = front{*runAt, *id, sent.Add(time.Duration(*wait) * time.Microsecond), *paused}
 		return nil
-	}, s.sql(readLanesSQL), worker)
+	}, readLanesSQL, worker)
 	if err != nil {
 		return unavailable("look for due tasks", err)
 	}

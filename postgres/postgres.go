@@ -162,6 +162,41 @@ type querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+// each runs a query and calls scan for each of its rows.
+func each(ctx context.Context, q querier, scan func(pgx.Rows) error, sql string, args ...any) error {
+	rows, err := q.Query(ctx, sql, args...)
+	if err != nil {
+		return err
+	}
+	return scanAll(rows, scan)
+}
+
+func scanAll(rows pgx.Rows, scan func(pgx.Rows) error) error {
+	defer rows.Close()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// steer keeps the planner, for one transaction, to the plans that the indexes are made for, and from making them anew each time. A
+// plan that was made while there were few tasks reads all of them, and a connection keeps it until the next vacuum: a queue is the
+// table whose statistics are always wrong.
+const steer = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+	set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
+	set_config('plan_cache_mode', 'force_generic_plan', true)`
+
+// steered is each for the statements whose plan decides how fast tasks flow; both go to the server together. sql says opscore.
+func (s *Store) steered(ctx context.Context, q querier, scan func(pgx.Rows) error, sql string, args ...any) error {
+	b := &pgx.Batch{}
+	b.Queue(steer)
+	b.Queue(s.sql(sql), args...).Query(func(rows pgx.Rows) error { return scanAll(rows, scan) })
+	return q.SendBatch(ctx, b).Close()
 }
 
 // transact runs do in a transaction of the pool's.
@@ -191,7 +226,7 @@ var causes = map[string]string{
 // unavailable wraps an error of the database; errors that have a code of ours already, and ended contexts, stay as
 // they are.
 func unavailable(what string, err error) error {
-	if opscore.CodeOf(err) != "" || errors.Is(err, context.Canceled) {
+	if err == nil || opscore.CodeOf(err) != "" || errors.Is(err, context.Canceled) {
 		return err
 	}
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {

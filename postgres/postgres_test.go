@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -468,3 +469,57 @@ func TestEachRoleCanDoItsPartAndNoMore(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+func TestTheHotPathKeepsToItsIndexesWhateverTheStatistics(t *testing.T) {
+	s := open(t, database(t))
+	fill(t, s, 2000)
+	for _, tc := range []struct{ now, change string }{
+		{"all wait", "SELECT"},
+		{"all are completed", "UPDATE opscore.task SET state = 'completed', finished_at = clock_timestamp()"},
+		{"there are none", "DELETE FROM opscore.task"},
+	} {
+		for _, text := range []string{tc.change, "VACUUM ANALYZE opscore.task"} {
+			if _, err := s.Pool().Exec(t.Context(), text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, h := range postgres.HotPath {
+			plan := planOf(t, s, h.SQL, h.Parameters)
+			for _, m := range scan.FindAllStringSubmatch(plan, -1) {
+				if m[1] != h.Index && m[0] != "Tid Scan on task" {
+					t.Errorf("%s: statement %d has a %q, want %s:\n%s", tc.now, i, m[0], h.Index, plan)
+				}
+			}
+			if !strings.Contains(plan, h.Index) {
+				t.Errorf("%s: statement %d does not read tasks by %s:\n%s", tc.now, i, h.Index, plan)
+			}
+		}
+	}
+}
+
+var scan = regexp.MustCompile(`[A-Z]\w+(?: \w+)* Scan(?: using (\w+))? on task\b`)
+
+// planOf is how the server runs a statement of the hot path.
+func planOf(t *testing.T, s *postgres.Store, text string, parameters int) (plan string) {
+	t.Helper()
+	err := pgx.BeginFunc(t.Context(), s.Pool(), func(tx pgx.Tx) error {
+		nulls := strings.TrimSuffix(strings.Repeat("NULL, ", parameters), ", ")
+		for _, text := range []string{postgres.Steer, "PREPARE hot AS " + text} {
+			if _, err := tx.Exec(t.Context(), text, pgx.QueryExecModeSimpleProtocol); err != nil {
+				return err
+			}
+		}
+		rows, err := tx.Query(t.Context(), "EXPLAIN EXECUTE hot ("+nulls+")", pgx.QueryExecModeSimpleProtocol)
+		if err != nil {
+			return err
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		plan = strings.Join(lines, "\n")
+		_, free := tx.Exec(t.Context(), "DEALLOCATE hot", pgx.QueryExecModeSimpleProtocol)
+		return errors.Join(err, free)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plan
+}

@@ -275,33 +275,47 @@ func TestTerminatedBackendsCostNothingButTime(t *testing.T) {
 func TestASubmitWhoseAnswerWasLostCanBeRepeated(t *testing.T) {
 	url := database(t)
 	direct := open(t, url)
+	one, several := []opscore.ID{{1}}, []opscore.ID{{3}, {4}}
 	for _, tc := range []struct {
-		id     opscore.ID
-		cut    func(*nodes.Proxy) <-chan struct{}
+		ids    []opscore.ID
+		cut    func(*nodes.Proxy, []byte) <-chan struct{}
+		at     string
 		stored bool
 	}{
-		{opscore.ID{1}, func(p *nodes.Proxy) <-chan struct{} { return p.CutAfterRequest([]byte("commit")) }, true},
-		{opscore.ID{2}, func(p *nodes.Proxy) <-chan struct{} { return p.CutBeforeRequest([]byte("commit")) }, false},
+		{one, (*nodes.Proxy).CutBeforeRequest, one[0].String(), false},
+		{one, (*nodes.Proxy).CutAfterRequest, one[0].String(), true},
+		{several, (*nodes.Proxy).CutBeforeRequest, "commit", false},
+		{several, (*nodes.Proxy).CutAfterRequest, "commit", true},
 	} {
 		proxy := nodes.NewProxy(t, direct.Address())
 		s := open(t, proxy.URL(url))
 		client := &opscore.Client{Store: s}
-		r := charge.Request(order{1})
-		if _, err := client.Submit(t.Context(), r); err != nil { // the connection is warm
+		if _, err := client.Submit(t.Context(), charge.Request(order{1})); err != nil { // the connection is warm
 			t.Fatal(err)
 		}
-		again := charge.Request(order{2}, opscore.WithID(tc.id))
-		cut := tc.cut(proxy)
-		if _, err := client.Submit(t.Context(), again); !errors.Is(err, opscore.ErrUnavailable) {
-			t.Fatalf("the submit whose commit was cut: %v", err)
+		if _, err := direct.Pool().Exec(t.Context(), "DELETE FROM opscore.task"); err != nil {
+			t.Fatal(err)
+		}
+		var requests []opscore.Request
+		for _, id := range tc.ids {
+			requests = append(requests, charge.Request(order{2}, opscore.WithID(id)))
+		}
+		cut := tc.cut(proxy, []byte(tc.at))
+		if _, err := client.Submit(t.Context(), requests...); !errors.Is(err, opscore.ErrUnavailable) {
+			t.Fatalf("the submit that was cut at %s: %v", tc.at, err)
 		}
 		<-cut
 		proxy.Heal()
-		subs, err := client.Submit(t.Context(), again)
-		if err != nil || subs[0].ID != again.ID || subs[0].Duplicate != tc.stored {
-			t.Errorf("stored %v: the repeated submit = %+v, %v", tc.stored, subs, err)
+		subs, err := client.Submit(t.Context(), requests...)
+		if err != nil || len(subs) != len(tc.ids) {
+			t.Fatalf("cut at %s, stored %v: the repeated submit = %+v, %v", tc.at, tc.stored, subs, err)
 		}
-		if n := count(t, direct, "SELECT count(*) FROM opscore.task WHERE id = $1", again.ID); n != 1 {
+		for i, id := range tc.ids {
+			if subs[i].ID != id || subs[i].Duplicate != tc.stored {
+				t.Errorf("cut at %s, stored %v: the repeated submit = %+v", tc.at, tc.stored, subs[i])
+			}
+		}
+		if n := count(t, direct, "SELECT count(*) FROM opscore.task"); n != len(tc.ids) {
 			t.Errorf("%d tasks", n)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,17 +24,10 @@ const claimed = `
 	RETURNING id, queue, actor, -rank, run_at, created_at, expires_at, timeout, max_attempts, attempt, lost, claim_seq, started_at,
 		unique_key, labels, args`
 
-// claimDue takes the most urgent $4 of up to n lanes that begin at $1 (queue), $2 (actor), $5 (rank), $6 (due time) and $7 (id).
-// The lanes are listed one by one because the planner, which cannot know how long an array is, would plan anew at every claim.
+// claimDue takes the most urgent $4 of the lanes that begin at $1 (queue), $2 (actor), $5 (rank), $6 (due time) and $7 (id).
 // SKIP LOCKED never waits, so the order of locking does not matter here.
-func claimDue(n int) string {
-	var from []string
-	for i := 1; i <= n; i++ {
-		// What is beyond the end of an array is NULL, which is no lane.
-		from = append(from, fmt.Sprintf("(($1::text[])[%[1]d], ($2::text[])[%[1]d], ($5::smallint[])[%[1]d], ($6::timestamptz[])[%[1]d], ($7::uuid[])[%[1]d])", i))
-	}
-	return `WITH lane AS (
-		SELECT * FROM (VALUES ` + strings.Join(from, ", ") + `) AS l (queue, actor, rank, run_at, id)
+const claimDue = `WITH lane AS (
+		SELECT * FROM unnest($1::text[], $2::text[], $5::smallint[], $6::timestamptz[], $7::uuid[]) AS l (queue, actor, rank, run_at, id)
 		WHERE queue NOT IN (SELECT queue FROM opscore.pause)),
 	pick AS MATERIALIZED (
 		SELECT t.at FROM lane CROSS JOIN LATERAL (
@@ -46,7 +38,6 @@ func claimDue(n int) string {
 			ORDER BY run_at, id LIMIT $4 FOR UPDATE SKIP LOCKED) t
 		WHERE EXISTS (SELECT FROM opscore.worker WHERE id = $3 AND state <> 'gone')
 		ORDER BY t.rank, t.run_at, t.id LIMIT $4)` + claimed
-}
 
 // claimByID takes those of the given tasks that can be had. $1 are the ids, $2 the actors.
 const claimByID = `WITH pick AS MATERIALIZED (
@@ -88,23 +79,19 @@ func (s *Store) claimFrom(ctx context.Context, want *opscore.Claim, from starts)
 	if len(from.queues) == 0 {
 		return nil, nil
 	}
-	n := 1 // a power of two, so that there are few statements
-	for n < len(from.queues) {
-		n *= 2
-	}
-	tasks, err := s.claim(ctx, want, claimDue(n), from.queues, from.actors, want.Worker, want.Max, from.ranks, from.runAts, from.ids)
+	tasks, err := s.claim(ctx, want, claimDue, from.queues, from.actors, want.Worker, want.Max, from.ranks, from.runAts, from.ids)
 	s.lanes.taken(tasks)
 	return tasks, err
 }
 
 func (s *Store) claim(ctx context.Context, want *opscore.Claim, text string, args ...any) (tasks []opscore.Task, err error) {
-	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+	err = s.steered(ctx, s.pool, func(rows pgx.Rows) error {
 		if tasks == nil {
 			tasks = make([]opscore.Task, 0, min(want.Max, batchSize))
 		}
 		tasks = append(tasks, opscore.Task{State: opscore.Running, Worker: want.Worker})
 		return scanClaimed(rows, &tasks[len(tasks)-1])
-	}, s.sql(text), args...)
+	}, text, args...)
 	if err != nil {
 		return tasks, unavailable("claim tasks", err)
 	}
@@ -163,14 +150,14 @@ func (s *Store) completePlain(ctx context.Context, outcomes []opscore.Outcome, r
 	if len(plain) == 0 {
 		return rest, nil
 	}
-	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+	err = s.steered(ctx, s.pool, func(rows pgx.Rows) error {
 		var n int
 		err := rows.Scan(&n)
 		if err == nil {
 			recorded[plain[n-1]].State = opscore.Completed
 		}
 		return err
-	}, s.sql(completeSQL), c.ids, c.seqs, c.workers, c.results)
+	}, completeSQL, c.ids, c.seqs, c.workers, c.results)
 	if err != nil {
 		return nil, unavailable("record outcomes", err)
 	}
@@ -258,13 +245,13 @@ func (s *Store) finish(ctx context.Context, q pgx.Tx, outcomes []opscore.Outcome
 // lockHeld locks the tasks whose fence holds, in the order of their ids, and says which outcomes hold. Of two
 // outcomes for one claim the first holds.
 func (s *Store) lockHeld(ctx context.Context, q querier, outcomes []opscore.Outcome) ([]bool, error) {
-	ids, seqs, workers := make([]opscore.ID, len(outcomes)), make([]int64, len(outcomes)), make([]opscore.ID, len(outcomes))
+	ids, seqs, workers := make([][16]byte, len(outcomes)), make([]int64, len(outcomes)), make([][16]byte, len(outcomes))
 	for i, o := range outcomes {
 		ids[i], seqs[i], workers[i] = o.Task, o.ClaimSeq, o.Worker
 	}
 	held := make([]bool, len(outcomes))
 	taken := make(map[opscore.ID]bool, len(outcomes))
-	err := each(ctx, q, func(rows pgx.Rows) error {
+	err := s.steered(ctx, q, func(rows pgx.Rows) error {
 		var n int
 		if err := rows.Scan(&n); err != nil {
 			return err
@@ -273,13 +260,15 @@ func (s *Store) lockHeld(ctx context.Context, q querier, outcomes []opscore.Outc
 			taken[id], held[n-1] = true, true
 		}
 		return nil
-	}, s.sql(`
-		SELECT o.n FROM unnest($1::uuid[], $2::bigint[], $3::uuid[]) WITH ORDINALITY AS o (id, seq, worker, n)
-			JOIN opscore.task t ON t.id = o.id
-		WHERE t.state = 'running' AND t.claim_seq = o.seq AND t.worker IS NOT DISTINCT FROM o.worker
-		ORDER BY t.id, o.n FOR UPDATE OF t`), ids, seqs, workers)
+	}, lockHeldSQL, ids, seqs, workers)
 	return held, err
 }
+
+const lockHeldSQL = `
+	SELECT o.n FROM unnest($1::uuid[], $2::bigint[], $3::uuid[]) WITH ORDINALITY AS o (id, seq, worker, n)
+		JOIN opscore.task t ON t.id = o.id
+	WHERE t.state IN ('running', '') AND t.claim_seq = o.seq AND t.worker = o.worker
+	ORDER BY t.id, o.n FOR UPDATE OF t`
 
 // completions are results, as completeSQL wants them.
 type completions struct {
@@ -293,14 +282,15 @@ func (c *completions) add(o *opscore.Outcome) {
 	c.seqs, c.results = append(c.seqs, o.ClaimSeq), append(c.results, o.Result)
 }
 
-// completeSQL completes the tasks whose fence holds and returns their places in the arrays. The worker is compared in a way
-// that no index can serve: with t.worker = o.worker the planner reads all running tasks of the worker for each outcome.
+// completeSQL completes the tasks whose fence holds and returns their places in the arrays. The state is compared in a way that
+// task_running cannot serve, here and in lockHeldSQL: else the planner, which learns late how many tasks run, might read all running ones for
+// each outcome.
 const completeSQL = `
 	WITH l AS MATERIALIZED (
 		SELECT t.ctid AS at, o.result, o.n
 		FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::bytea[]) WITH ORDINALITY AS o (id, seq, worker, result, n)
 			JOIN opscore.task t ON t.id = o.id
-		WHERE t.state = 'running' AND t.claim_seq = o.seq AND t.worker IS NOT DISTINCT FROM o.worker
+		WHERE t.state IN ('running', '') AND t.claim_seq = o.seq AND t.worker = o.worker
 		ORDER BY t.id FOR UPDATE OF t)
 	UPDATE opscore.task t SET state = 'completed', finished_at = clock_timestamp(), result = l.result, code = '', error = ''
 	FROM l WHERE t.ctid = l.at RETURNING l.n`

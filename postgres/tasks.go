@@ -39,21 +39,6 @@ func scanTask(rows pgx.Rows, more ...any) (t opscore.Task, err error) {
 	return t, err
 }
 
-// each runs a query and calls scan for each of its rows.
-func each(ctx context.Context, q querier, scan func(pgx.Rows) error, sql string, args ...any) error {
-	rows, err := q.Query(ctx, sql, args...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := scan(rows); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
-}
-
 // newTask is a request as the insert statement reads it: one JSON document for the batch, so that it works with every
 // driver that a caller's transaction may come from.
 type newTask struct {
@@ -213,10 +198,15 @@ func inserterOn(ctx context.Context, q querier, text func(string) string) insert
 
 // Insert implements [opscore.Inserter].
 func (s *Store) Insert(ctx context.Context, requests []opscore.Request) (inserted []opscore.Inserted, err error) {
-	err = s.transact(ctx, "insert tasks", func(tx pgx.Tx) error {
-		inserted, err = inserterOn(ctx, tx, s.sql).run(requests)
-		return err
-	})
+	if len(requests) == 1 { // one statement stores it or does not: that needs no transaction around it
+		inserted, err = inserterOn(ctx, s.pool, s.sql).run(requests)
+		err = unavailable("insert tasks", err)
+	} else {
+		err = s.transact(ctx, "insert tasks", func(tx pgx.Tx) error {
+			inserted, err = inserterOn(ctx, tx, s.sql).run(requests)
+			return err
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
