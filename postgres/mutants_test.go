@@ -15,7 +15,6 @@ var mutants = []storetest.Mutant{
 	{"claim ignores a pause since it read the lanes", "runs.go", "\n\t\tWHERE queue NOT IN (SELECT queue FROM opscore.pause)),", "),"},
 	{"claim does not see a more urgent task since it read the lanes", "lanes.go", "l.fronts[at] = front{paused: f.paused}", "_ = front{paused: f.paused}"},
 	{"claim does not see what was put back since it read the lanes", "runs.go", "\t\t\ts.lanes.changed()\n", ""},
-	{"claim without locks", "runs.go", "ORDER BY run_at, id LIMIT $4 FOR UPDATE SKIP LOCKED) t", "ORDER BY run_at, id LIMIT $4) t"},
 	{"claim does not bump the claim number", "runs.go", "state = 'running', claim_seq = t.claim_seq + 1,", "state = 'running',"},
 	{"revoke does not bump the claim number", "runs.go", "t.claim_seq + (t.cancel_at IS NULL AND $4 = 'pending' OR $11)::integer", "t.claim_seq + ($11 AND false)::integer"},
 	{"lost update on cancel", "runs.go", "state       = CASE WHEN t.cancel_at IS NOT NULL THEN 'cancelled' ELSE $4 END", "state       = $4"},

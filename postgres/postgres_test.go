@@ -470,6 +470,45 @@ func TestEachRoleCanDoItsPartAndNoMore(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
+func TestALockedTaskHoldsNobodyUp(t *testing.T) {
+	s := open(t, database(t))
+	fill(t, s, 5)
+	w := opscore.WorkerInfo{ID: opscore.ID{1}, Queues: []string{"default"}, Actors: []string{"charge"}, State: opscore.WorkerReady}
+	if err := s.Register(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	claim := func() []opscore.Task {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		got, err := s.Claim(ctx, opscore.Claim{Worker: w.ID, Queues: w.Queues, Actors: w.Actors, Max: 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.Tasks
+	}
+	tx, err := s.Pool().Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held opscore.ID
+	if err := tx.QueryRow(t.Context(), "SELECT id FROM opscore.task ORDER BY id LIMIT 1 FOR UPDATE").Scan(&held); err != nil {
+		t.Fatal(err)
+	}
+	if got := claim(); len(got) != 4 {
+		t.Errorf("claimed %d beside a locked task, want 4", len(got))
+	}
+	if got := claim(); len(got) != 0 {
+		t.Errorf("claimed the locked task: %v", got)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := claim(); len(got) != 1 || got[0].ID != held {
+		t.Errorf("when the lock is gone the claim is %v, want %s", got, held)
+	}
+}
+
 func TestTheHotPathKeepsToItsIndexesWhateverTheStatistics(t *testing.T) {
 	s := open(t, database(t))
 	fill(t, s, 2000)
