@@ -196,6 +196,9 @@ func (c *Client) Count(ctx context.Context) ([]Count, error) {
 func (c *Client) Wait(ctx context.Context, id ID) (Task, error) {
 	for delay := 2 * time.Millisecond; ; delay = min(delay*3/2, time.Second) {
 		t, err := c.Get(ctx, id)
+		if err != nil && ctx.Err() != nil {
+			return t, fmt.Errorf("wait for task %s: %w", id, context.Cause(ctx)) // a look that was interrupted says less
+		}
 		if err != nil || t.State.Terminal() {
 			return t, err
 		}

@@ -66,10 +66,14 @@ func (s *session) sayDatabase() {
 
 // again returns the flags with which another command works on the same database.
 func (s *session) again() string {
+	flags := ""
 	if f := s.cmd.Flags().Lookup("database"); f.Changed {
-		return " --database " + shellQuote(s.place.String())
+		flags += " --database " + shellQuote(s.place.String())
 	}
-	return ""
+	if f := s.cmd.Flags().Lookup("schema"); f.Changed {
+		flags += " --schema " + shellQuote(s.conf.schema)
+	}
+	return flags
 }
 
 // notFound adds to a missing task where it was looked for.
