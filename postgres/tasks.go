@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/opscore/opscore"
 )
@@ -39,63 +41,97 @@ func scanTask(rows pgx.Rows, more ...any) (t opscore.Task, err error) {
 	return t, err
 }
 
-// newTask is a request as the insert statement reads it: one JSON document for the batch, so that it works with every
-// driver that a caller's transaction may come from.
-type newTask struct {
-	ID       opscore.ID        `json:"id"`
-	Queue    string            `json:"queue"`
-	Actor    string            `json:"actor"`
-	Rank     int               `json:"rank"`
-	At       *time.Time        `json:"at,omitempty"`
-	After    int64             `json:"after"`
-	Expires  *time.Time        `json:"expires,omitempty"`
-	Lifetime *int64            `json:"lifetime,omitempty"`
-	Timeout  int64             `json:"timeout"`
-	Attempts int               `json:"attempts"`
-	Key      string            `json:"key"`
-	Labels   map[string]string `json:"labels,omitempty"`
-	Args     []byte            `json:"args"`
-}
-
+// insertSQL stores requests, given as an array per column. In times and durations, in microseconds, 0 means none; so does ” as labels.
 const insertSQL = `
 	INSERT INTO opscore.task
 		(id, queue, actor, rank, state, run_at, created_at, expires_at, timeout, max_attempts, unique_key, labels, args)
-	SELECT r.id, r.queue, r.actor, r.rank, 'pending', coalesce(r.at, c.now + r.after * interval '1 microsecond'), c.now,
-		coalesce(r.expires, c.now + r.lifetime * interval '1 microsecond'), r.timeout, r.attempts, r.key, r.labels,
-		decode(r.args, 'base64')
-	FROM (SELECT clock_timestamp() AS now) c,
-		ROWS FROM (json_to_recordset($1::json) AS (
-			id uuid, queue text, actor text, rank smallint, at timestamptz, after bigint, expires timestamptz, lifetime bigint,
-			timeout bigint, attempts integer, key text, labels jsonb, args text)) r
+	SELECT r.id, r.queue, r.actor, r.rank, 'pending',
+		CASE WHEN r.at = 0 THEN c.now + r.after * c.us ELSE timestamptz 'epoch' + r.at * c.us END, c.now,
+		CASE WHEN r.expires <> 0 THEN timestamptz 'epoch' + r.expires * c.us WHEN r.lifetime <> 0 THEN c.now + r.lifetime * c.us END,
+		r.timeout, r.attempts, r.key, nullif(r.labels, '')::jsonb, r.args
+	FROM (SELECT clock_timestamp() AS now, interval '1 microsecond' AS us) c,
+		unnest($1::uuid[], $2::text[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[],
+			$10::integer[], $11::text[], $12::text[], $13::bytea[])
+		AS r (id, queue, actor, rank, at, after, expires, lifetime, timeout, attempts, key, labels, args)
 	ON CONFLICT DO NOTHING
 	RETURNING id`
 
-// encodeBatch orders the batch by unique key: two batches that insert the same keys in different orders would
-// otherwise wait for each other.
-func encodeBatch(requests []opscore.Request) (string, error) {
-	batch := make([]newTask, len(requests))
+// columns are requests as insertSQL wants them.
+type columns struct {
+	ids                                     [][16]byte
+	queues, actors, keys, labels            []string
+	ranks                                   []int16
+	at, after, expires, lifetimes, timeouts []int64
+	attempts                                []int32
+	args                                    [][]byte
+}
+
+// columnsOf orders the requests by unique key: two batches that insert the same keys in different orders would otherwise wait
+// for each other.
+func columnsOf(requests []opscore.Request) (*columns, error) {
+	if slices.ContainsFunc(requests, func(r opscore.Request) bool { return r.UniqueKey != "" }) {
+		requests = slices.Clone(requests)
+		slices.SortStableFunc(requests, func(a, b opscore.Request) int {
+			return cmp.Or(strings.Compare(a.Actor, b.Actor), strings.Compare(a.UniqueKey, b.UniqueKey))
+		})
+	}
+	c := &columns{}
 	for i := range requests {
 		r := &requests[i]
-		batch[i] = newTask{
-			ID: r.ID, Queue: r.Queue, Actor: r.Actor, Rank: -r.Priority, At: orNull(r.At), After: r.After.Microseconds(),
-			Expires: orNull(r.ExpiresAt), Timeout: r.Timeout.Microseconds(), Attempts: r.MaxAttempts, Key: r.UniqueKey,
-			Labels: r.Labels, Args: r.Args,
+		labels := ""
+		if len(r.Labels) > 0 {
+			doc, err := json.Marshal(r.Labels)
+			if err != nil {
+				return nil, err
+			}
+			labels = string(doc)
 		}
-		if r.ExpiresAfter > 0 {
-			us := r.ExpiresAfter.Microseconds()
-			batch[i].Lifetime = &us
-		}
+		c.ids, c.args = append(c.ids, r.ID), append(c.args, r.Args)
+		c.queues, c.actors = append(c.queues, r.Queue), append(c.actors, r.Actor)
+		c.keys, c.labels = append(c.keys, r.UniqueKey), append(c.labels, labels)
+		c.ranks, c.attempts = append(c.ranks, int16(-r.Priority)), append(c.attempts, int32(r.MaxAttempts))
+		c.at, c.after = append(c.at, microsOrZero(r.At)), append(c.after, r.After.Microseconds())
+		c.expires, c.lifetimes = append(c.expires, microsOrZero(r.ExpiresAt)), append(c.lifetimes, r.ExpiresAfter.Microseconds())
+		c.timeouts = append(c.timeouts, r.Timeout.Microseconds())
 	}
-	slices.SortStableFunc(batch, func(a, b newTask) int {
-		return strings.Compare(a.Actor+"\x00"+a.Key, b.Actor+"\x00"+b.Key)
-	})
-	doc, err := json.Marshal(batch)
-	return string(doc), err
+	return c, nil
+}
+
+func microsOrZero(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return max(t.UnixMicro(), 1)
+}
+
+// parameters are insertSQL's.
+func (c *columns) parameters() []any {
+	return []any{
+		c.ids, c.queues, c.actors, c.ranks, c.at, c.after, c.expires, c.lifetimes, c.timeouts, c.attempts, c.keys, c.labels, c.args,
+	}
+}
+
+// literals are the same as text, for drivers that know no arrays.
+func (c *columns) literals() ([]any, error) {
+	types := []uint32{
+		pgtype.UUIDArrayOID, pgtype.TextArrayOID, pgtype.TextArrayOID, pgtype.Int2ArrayOID, pgtype.Int8ArrayOID, pgtype.Int8ArrayOID,
+		pgtype.Int8ArrayOID, pgtype.Int8ArrayOID, pgtype.Int8ArrayOID, pgtype.Int4ArrayOID, pgtype.TextArrayOID, pgtype.TextArrayOID,
+		pgtype.ByteaArrayOID,
+	}
+	m, params := pgtype.NewMap(), c.parameters()
+	for i, p := range params {
+		text, err := m.Encode(types[i], pgtype.TextFormatCode, p, nil)
+		if err != nil {
+			return nil, err
+		}
+		params[i] = string(text)
+	}
+	return params, nil
 }
 
 // inserter is what an insert needs of a transaction, whatever driver it comes from.
 type inserter struct {
-	insert func(doc string) (ids []opscore.ID, err error)                         // runs insertSQL
+	insert func(c *columns) (ids []opscore.ID, err error)                         // runs insertSQL
 	byID   func(id opscore.ID) (actor string, args []byte, found bool, err error) // runs byIDSQL
 	holder func(actor, key string) (id opscore.ID, found bool, err error)         // runs holderSQL
 }
@@ -116,11 +152,11 @@ func (in inserter) run(requests []opscore.Request) ([]opscore.Inserted, error) {
 		index[requests[i].ID] = append(index[requests[i].ID], i)
 	}
 	for range 10 {
-		doc, err := encodeBatch(todo)
+		c, err := columnsOf(todo)
 		if err != nil {
 			return nil, err
 		}
-		stored, err := in.insert(doc)
+		stored, err := in.insert(c)
 		if err != nil {
 			return nil, err
 		}
@@ -170,13 +206,13 @@ func (in inserter) explain(r *opscore.Request) (opscore.Inserted, bool, error) {
 // inserter runs an insert on q, with the statements' texts made by text.
 func inserterOn(ctx context.Context, q querier, text func(string) string) inserter {
 	return inserter{
-		insert: func(doc string) (ids []opscore.ID, err error) {
+		insert: func(c *columns) (ids []opscore.ID, err error) {
 			err = each(ctx, q, func(rows pgx.Rows) error {
-				var id opscore.ID
+				var id [16]byte
 				err := rows.Scan(&id)
 				ids = append(ids, id)
 				return err
-			}, text(insertSQL), doc)
+			}, text(insertSQL), c.parameters()...)
 			return ids, err
 		},
 		byID: func(id opscore.ID) (actor string, args []byte, found bool, err error) {

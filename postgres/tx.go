@@ -82,8 +82,12 @@ func (i sqlInserter) inserter(ctx context.Context) inserter {
 		return err == nil, err
 	}
 	return inserter{
-		insert: func(doc string) (ids []opscore.ID, err error) {
-			rows, err := i.tx.QueryContext(ctx, inSchema(insertSQL, i.schema), doc)
+		insert: func(c *columns) (ids []opscore.ID, err error) {
+			params, err := c.literals()
+			if err != nil {
+				return nil, err
+			}
+			rows, err := i.tx.QueryContext(ctx, inSchema(insertSQL, i.schema), params...)
 			if err != nil {
 				return nil, err
 			}
