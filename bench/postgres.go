@@ -58,21 +58,34 @@ func pgSubmitBatch(ctx context.Context, s *server) ([]result, error) {
 	return []result{{fmt.Sprintf("opscore/postgres: submit in batches of %d", batch), "tasks/s", rate}}, err
 }
 
-func pgDrain(ctx context.Context, s *server) ([]result, error) {
-	rate, err := medianOf(func() (float64, error) { return pgDrainOnce(ctx, s, tasks) })
-	return []result{{fmt.Sprintf("opscore/postgres: drain %d no-op tasks, default settings", tasks), "tasks/s", rate}}, err
+// manySlots is a worker with as many as River has at its best.
+const manySlots = 1000
+
+// pgSettings says how opscore is set up: with so many slots, 0 being the default.
+func pgSettings(slots int) string {
+	if slots == 0 {
+		return "default settings"
+	}
+	return fmt.Sprintf("%d slots", slots)
+}
+
+func pgDrain(slots int) func(context.Context, *server) ([]result, error) {
+	return func(ctx context.Context, s *server) ([]result, error) {
+		rate, err := medianOf(func() (float64, error) { return pgDrainOnce(ctx, s, tasks, slots) })
+		return []result{{fmt.Sprintf("opscore/postgres: drain %d no-op tasks, %s", tasks, pgSettings(slots)), "tasks/s", rate}}, err
+	}
 }
 
 func pgDrainMillion(ctx context.Context, s *server) ([]result, error) {
 	const waiting = 1_000_000
-	rate, err := pgDrainOnce(ctx, s, waiting)
+	rate, err := medianOf(func() (float64, error) { return pgDrainOnce(ctx, s, waiting, 0) })
 	return []result{{fmt.Sprintf("opscore/postgres: drain %d no-op tasks of %d, default settings", tasks, waiting), "tasks/s", rate}}, err
 }
 
-func pgDrainOnce(ctx context.Context, s *server, waiting int) (rate float64, err error) {
+func pgDrainOnce(ctx context.Context, s *server, waiting, slots int) (rate float64, err error) {
 	err = withPostgres(ctx, s, func(store *postgres.Store, _ string) (err error) {
 		if err = fill(ctx, store, waiting); err == nil {
-			rate, err = drainOnce(ctx, store)
+			rate, err = drainOnce(ctx, store, slots)
 		}
 		return err
 	})
@@ -80,19 +93,21 @@ func pgDrainOnce(ctx context.Context, s *server, waiting int) (rate float64, err
 }
 
 // pgContinuous submits and works at the same time in one process.
-func pgContinuous(ctx context.Context, s *server) ([]result, error) {
-	var rate float64
-	err := withPostgres(ctx, s, func(store *postgres.Store, _ string) (err error) {
-		rate, err = measured(ctx, continuous, func(ctx context.Context, finished func()) error {
-			return beside(ctx, func(ctx context.Context) error {
-				return submitAll(ctx, store, tasks, smallBatch)
-			}, func(ctx context.Context) error { return work(ctx, store, finished) })
+func pgContinuous(slots int) func(context.Context, *server) ([]result, error) {
+	return func(ctx context.Context, s *server) ([]result, error) {
+		var rate float64
+		err := withPostgres(ctx, s, func(store *postgres.Store, _ string) (err error) {
+			rate, err = measured(ctx, continuous, func(ctx context.Context, finished func()) error {
+				return beside(ctx, func(ctx context.Context) error {
+					return submitAll(ctx, store, tasks, smallBatch)
+				}, func(ctx context.Context) error { return work(ctx, store, slots, finished) })
+			})
+			return err
 		})
-		return err
-	})
-	return []result{{
-		fmt.Sprintf("opscore/postgres: submit in batches of %d and work, default settings", smallBatch), "tasks/s", rate,
-	}}, err
+		return []result{{
+			fmt.Sprintf("opscore/postgres: submit in batches of %d and work, %s", smallBatch, pgSettings(slots)), "tasks/s", rate,
+		}}, err
+	}
 }
 
 func pgLatency(ctx context.Context, s *server) (results []result, err error) {

@@ -95,7 +95,7 @@ func drain(ctx context.Context, dir string) ([]result, error) {
 		n++
 		err = withStore(dir, fmt.Sprint(n), func(s *sqlite.Store) (err error) {
 			if err = fill(ctx, s, tasks); err == nil {
-				rate, err = drainOnce(ctx, s)
+				rate, err = drainOnce(ctx, s, 0)
 			}
 			return err
 		})
@@ -105,15 +105,15 @@ func drain(ctx context.Context, dir string) ([]result, error) {
 }
 
 // drainOnce counts from the start of the worker to the commit of the last outcome.
-func drainOnce(ctx context.Context, s opscore.Store) (float64, error) {
-	return measured(ctx, noLimit, func(ctx context.Context, finished func()) error { return work(ctx, s, finished) })
+func drainOnce(ctx context.Context, s opscore.Store, slots int) (float64, error) {
+	return measured(ctx, noLimit, func(ctx context.Context, finished func()) error { return work(ctx, s, slots, finished) })
 }
 
-// work runs a worker with the default settings until ctx ends.
-func work(ctx context.Context, s opscore.Store, finished func()) error {
+// work runs a worker with the default settings, but for the slots if they are not 0, until ctx ends.
+func work(ctx context.Context, s opscore.Store, slots int, finished func()) error {
 	h := opscore.Handlers{}
 	opscore.Handle(h, noop, func(context.Context, none) (none, error) { return none{}, nil })
-	return (&opscore.Worker{Store: s, Handlers: h, Log: quiet(), OnEvent: func(e opscore.Event) {
+	return (&opscore.Worker{Store: s, Handlers: h, Slots: slots, Log: quiet(), OnEvent: func(e opscore.Event) {
 		if e.Kind == opscore.EventFinished {
 			finished()
 		}
