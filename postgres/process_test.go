@@ -275,15 +275,16 @@ func TestTerminatedBackendsCostNothingButTime(t *testing.T) {
 func TestASubmitWhoseAnswerWasLostCanBeRepeated(t *testing.T) {
 	url := database(t)
 	direct := open(t, url)
-	one, several := []opscore.ID{{1}}, []opscore.ID{{3}, {4}}
+	const bytes = "sixteen of an id"
+	one, several := []opscore.ID{opscore.ID([]byte(bytes))}, []opscore.ID{{3}, {4}}
 	for _, tc := range []struct {
 		ids    []opscore.ID
 		cut    func(*nodes.Proxy, []byte) <-chan struct{}
 		at     string
 		stored bool
 	}{
-		{one, (*nodes.Proxy).CutBeforeRequest, one[0].String(), false},
-		{one, (*nodes.Proxy).CutAfterRequest, one[0].String(), true},
+		{one, (*nodes.Proxy).CutBeforeRequest, bytes, false},
+		{one, (*nodes.Proxy).CutAfterRequest, bytes, true},
 		{several, (*nodes.Proxy).CutBeforeRequest, "commit", false},
 		{several, (*nodes.Proxy).CutAfterRequest, "commit", true},
 	} {
