@@ -32,13 +32,23 @@ func (c *crew) register(ctx context.Context, state WorkerState) error {
 func (c *crew) renew(sent time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lease = sent.Add(LeaseFor * 8 / 10)
+	c.lease = deadlineAt(sent.Add(LeaseFor * 8 / 10))
 }
 
 func (c *crew) leased() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return time.Now().Before(c.lease)
+	return !c.lease.passed(time.Now())
+}
+
+// deadline passes when either clock says so: the monotonic one stands still while the machine is suspended, and the wall clock
+// can be set back.
+type deadline struct{ monotonic, wall time.Time }
+
+func deadlineAt(t time.Time) deadline { return deadline{t, t.Round(0)} }
+
+func (d deadline) passed(now time.Time) bool {
+	return !now.Before(d.monotonic) || !now.Round(0).Before(d.wall)
 }
 
 func (c *crew) identity() WorkerInfo {

@@ -50,6 +50,7 @@ const (
 	CodeLostInWorker     Code = "lost_in_worker"    // its worker is alive but does not know of it
 	CodeResultInvalid    Code = "result_invalid"    // the handler's result cannot be stored
 	CodeRetried          Code = "retried"           // an operator put it back
+	CodeReplayed         Code = "replayed"          // its outcome was recorded again after the database had lost it
 )
 
 // Task is one durable request to run an actor once to an outcome.

@@ -160,3 +160,22 @@ func TestWarningsSayWhyATaskWouldNotStart(t *testing.T) {
 		})
 	}
 }
+
+func TestADeadlinePassesByEitherClock(t *testing.T) {
+	now := time.Now()
+	soon, past := now.Add(time.Hour), now.Add(-time.Second)
+	for _, tc := range []struct {
+		name   string
+		d      deadline
+		passed bool
+	}{
+		{"neither", deadlineAt(soon), false},
+		{"both", deadlineAt(past), true},
+		{"the machine was suspended", deadline{soon, past.Round(0)}, true},
+		{"the wall clock was set back", deadline{past, soon.Round(0)}, true},
+	} {
+		if got := tc.d.passed(now); got != tc.passed {
+			t.Errorf("%s: passed = %v", tc.name, got)
+		}
+	}
+}

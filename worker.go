@@ -86,7 +86,7 @@ type crew struct {
 
 	mu     sync.Mutex
 	info   WorkerInfo
-	lease  time.Time // until when, by the monotonic clock, new runs may start
+	lease  deadline // until when new runs may start
 	runs   map[fence]*running
 	strays map[fence]bool // what the store had as ours, and we did not know of, at the last heartbeat
 	report drainReport

@@ -24,7 +24,7 @@ var mutants = []storetest.Mutant{
 	{"rescue at the first observation", "chores.go", "if !again || seen.beats != beats {", "if again && seen.beats != beats {"},
 	{"rescue ignores a heartbeat in between", "chores.go", "if !again || seen.beats != beats {", "if !again {"},
 	{"prune ignores the queue's retention", "chores.go", "ELSE queue = $3 END", "ELSE $3 <> '' END"},
-	{"a worker that is gone can heartbeat", "registry.go", "WHERE id = $1 AND state <> 'gone'`), worker, state, leaseSeconds)", "WHERE id = $1`), worker, state, leaseSeconds)"},
+	{"a worker that is gone can heartbeat", "registry.go", "WHERE id = $1 AND state <> 'gone' RETURNING", "WHERE id = $1 RETURNING"},
 }
 
 func TestTheSuiteKillsEveryMutant(t *testing.T) {

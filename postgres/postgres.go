@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"regexp"
 	"strings"
 	"sync"
@@ -24,6 +25,8 @@ type Store struct {
 	beats  *pgxpool.Pool // one connection for heartbeats: a busy pool must not cost the lease
 	wake   waker
 	lanes  lanes
+	replay replay
+	log    *slog.Logger
 
 	mu       sync.Mutex
 	texts    map[string]string // of statements, with the schema's name put in
@@ -37,7 +40,8 @@ var (
 
 // Options change how a database is used; the zero value is the default.
 type Options struct {
-	Schema string // that holds the tables; empty means opscore
+	Schema string       // that holds the tables; empty means opscore
+	Log    *slog.Logger // nil means [slog.Default]
 }
 
 // DefaultSchema is the schema that holds the tables unless told otherwise.
@@ -99,7 +103,8 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
 	}
-	s := &Store{schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}}}
+	s := &Store{schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger()}
+	config.AfterConnect = s.connected
 	s.wake.init()
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, unavailable("connect", err)

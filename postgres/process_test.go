@@ -246,6 +246,80 @@ func TestADatabaseThatCrashesLosesNothingAndKillsNobody(t *testing.T) {
 	}
 }
 
+func TestOutcomesThatTheDatabaseHasLostAreRecordedAgain(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		comeBack func(*nodes.Postgres, context.Context) error
+		beats    int // that are lost
+	}{
+		{"failover to a standby that lagged behind", (*nodes.Postgres).Failover, 0}, // its timeline tells
+		{"restored backup", (*nodes.Postgres).Restore, 2},                           // its heartbeats tell
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			node := nodes.Own(t)
+			url := node.URL("postgres")
+			if err := postgres.Migrate(t.Context(), url, postgres.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			s := open(t, url)
+			var ran atomic.Int64
+			h := opscore.Handlers{}
+			opscore.Handle(h, charge, func(_ context.Context, o order) (string, error) {
+				ran.Add(1)
+				if o.Number%2 == 1 {
+					return "", opscore.Abort(errors.New("refused"))
+				}
+				return fmt.Sprint("charged ", o.Number), nil
+			})
+			const tasks = 100
+			fill(t, s, tasks)
+			worker := opscore.WorkerInfo{ID: opscore.ID{1}, Queues: []string{"default"}, Actors: []string{"charge"}}
+			beat := func() error {
+				_, err := s.Heartbeat(t.Context(), worker.ID, opscore.WorkerReady)
+				return err
+			}
+			if err := errors.Join(s.Register(t.Context(), worker), beat(), node.Backup(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			for range tc.beats {
+				if err := beat(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			stop := employ(t, &opscore.Worker{Store: s, Handlers: h})
+			until(t, "all have run", 30*time.Second, func() bool {
+				return count(t, s, "SELECT count(*) FROM opscore.task WHERE state IN ('completed', 'failed')") == tasks
+			})
+			stop()
+			if err := tc.comeBack(node, t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			s.Pool().Reset() // of connections to the server that was
+			until(t, "the store is back", 10*time.Second, func() bool {
+				if tc.beats > 0 {
+					return beat() == nil
+				}
+				_, err := s.Count(t.Context())
+				return err == nil
+			})
+			for state, want := range map[opscore.State]int{opscore.Completed: tasks / 2, opscore.Failed: tasks / 2} {
+				if n := count(t, s, "SELECT count(*) FROM opscore.task WHERE state = $1 AND (result IS NOT NULL) = ($1 = 'completed')", state); n != want {
+					t.Errorf("%d tasks are %s, want %d", n, state, want)
+				}
+			}
+			if n := count(t, s, "SELECT count(*) FROM opscore.attempt WHERE code = 'replayed'"); n != tasks {
+				t.Errorf("the history has %d lost outcomes, want %d", n, tasks)
+			}
+			until(t, "a heartbeat goes through", 10*time.Second, func() bool { return beat() == nil })
+			employ(t, &opscore.Worker{Store: s, Handlers: h})
+			if _, err := charge.Submit(t.Context(), &opscore.Client{Store: s}, order{tasks + 2}); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "work goes on", 10*time.Second, func() bool { return ran.Load() == tasks+1 })
+		})
+	}
+}
+
 func TestTerminatedBackendsCostNothingButTime(t *testing.T) {
 	url := database(t)
 	s := open(t, url)

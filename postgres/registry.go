@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -69,17 +70,27 @@ func list(names []string) []string { return append([]string{}, names...) }
 func (s *Store) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState) (owned []opscore.Owned, err error) {
 	ctx, cancel := context.WithTimeout(ctx, opscore.HeartbeatEvery*9/10)
 	defer cancel()
-	tag, err := s.beats.Exec(ctx, s.sql(`
-		UPDATE opscore.worker SET state = $2, last_beat = clock_timestamp(), beats = beats + 1,
-			lease_until = clock_timestamp() + $3 * interval '1 second'
-		WHERE id = $1 AND state <> 'gone'`), worker, state, leaseSeconds)
+	var beats int64
+	var timeline string
+	conn, err := s.beats.Acquire(ctx)
 	if err != nil {
 		return nil, unavailable("heartbeat", err)
 	}
-	if tag.RowsAffected() == 0 {
+	defer conn.Release()
+	err = conn.QueryRow(ctx, s.sql(`
+		UPDATE opscore.worker SET state = $2, last_beat = clock_timestamp(), beats = beats + 1,
+			lease_until = clock_timestamp() + $3 * interval '1 second'
+		WHERE id = $1 AND state <> 'gone' RETURNING beats, `+timelineSQL), worker, state, leaseSeconds).Scan(&beats, &timeline)
+	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, opscore.ErrLeaseLost
 	}
-	err = each(ctx, s.beats, func(rows pgx.Rows) error {
+	if err != nil {
+		return nil, unavailable("heartbeat", err)
+	}
+	if err := s.observe(ctx, conn, timeline, worker, beats); err != nil {
+		return nil, err
+	}
+	err = each(ctx, conn, func(rows pgx.Rows) error {
 		var o opscore.Owned
 		err := rows.Scan(&o.Task, &o.ClaimSeq, &o.Cancel)
 		owned = append(owned, o)

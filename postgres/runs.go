@@ -124,6 +124,7 @@ func (s *Store) Finish(ctx context.Context, outcomes []opscore.Outcome) ([]opsco
 	if err != nil {
 		return nil, err
 	}
+	s.replay.remember(outcomes, recorded)
 	for _, r := range recorded {
 		if r.State == opscore.Pending {
 			s.lanes.changed()

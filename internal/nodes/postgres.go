@@ -255,6 +255,50 @@ func (p *Postgres) wake() error {
 	return nil
 }
 
+// Backup keeps a copy of the server's data for Failover and Restore.
+func (p *Postgres) Backup(ctx context.Context) error {
+	return p.dir.run(ctx, p.dir.as, filepath.Join(p.bin, "pg_basebackup"), "--host=127.0.0.1", "--port="+strconv.Itoa(p.port),
+		"--username=postgres", "--pgdata="+p.backup(), "--checkpoint=fast", "--no-sync")
+}
+
+func (p *Postgres) backup() string {
+	return filepath.Join(p.dir.path, "backup")
+}
+
+// Failover kills the server and continues in its place, and on its port, as a standby does that had received nothing since
+// Backup and was promoted: on a timeline of its own.
+func (p *Postgres) Failover(ctx context.Context) error {
+	return p.comeBack(ctx, func() error {
+		conf, err := os.OpenFile(filepath.Join(p.backup(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = conf.WriteString("restore_command = 'false'\n") // nothing more is to be had
+		return errors.Join(err, conf.Close(), p.dir.run(ctx, p.dir.as, "touch", filepath.Join(p.backup(), "recovery.signal")))
+	})
+}
+
+// Restore kills the server and continues with what it had at the time of Backup, as if nothing had happened since.
+func (p *Postgres) Restore(ctx context.Context) error {
+	return p.comeBack(ctx, func() error { return nil })
+}
+
+func (p *Postgres) comeBack(ctx context.Context, prepare func() error) error {
+	if err := p.Kill(); err != nil {
+		return err
+	}
+	if err := prepare(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(p.data()); err != nil {
+		return err
+	}
+	if err := os.Rename(p.backup(), p.data()); err != nil {
+		return err
+	}
+	return p.Start(ctx)
+}
+
 // Close kills the server, if it runs, and removes its directory. A second Close does nothing.
 func (p *Postgres) Close() error {
 	p.mu.Lock()
