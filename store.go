@@ -99,7 +99,8 @@ type Pause struct {
 // Runs is what workers do with tasks. Every write about a run carries the fence (id, claim number, worker).
 type Runs interface {
 	// Claim makes the most urgent due tasks running and owned by the worker: in order of priority, due time
-	// and id, never from a paused queue, never expired ones. It is an [ErrLeaseLost] if the worker is gone.
+	// and id, never from a paused queue, never expired ones. It is an [ErrLeaseLost] if the worker is gone. With an error
+	// there are no tasks: whether they were claimed is not known, and a heartbeat tells.
 	Claim(ctx context.Context, want Claim) (Claimed, error)
 	// Finish records outcomes and says for each what became of it. Outcomes do not hinder each other.
 	Finish(ctx context.Context, outcomes []Outcome) ([]Recorded, error)

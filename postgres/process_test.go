@@ -320,6 +320,47 @@ func TestOutcomesThatTheDatabaseHasLostAreRecordedAgain(t *testing.T) {
 	}
 }
 
+func TestTasksOfAClaimThatWasCutOffDoNotStart(t *testing.T) {
+	url := database(t)
+	direct := open(t, url)
+	fill(t, direct, 200)
+	proxy := nodes.NewProxy(t, direct.Address())
+	s := open(t, proxy.URL(url))
+	w := opscore.WorkerInfo{ID: opscore.ID{1}, Queues: []string{"default"}, Actors: []string{"charge"}}
+	if err := s.Register(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	want := opscore.Claim{Worker: w.ID, Queues: w.Queues, Actors: w.Actors, Max: 100}
+	if got, err := s.Claim(t.Context(), want); err != nil || len(got.Tasks) != 100 { // the statements are known
+		t.Fatalf("claim: %d tasks, %v", len(got.Tasks), err)
+	}
+	proxy.Truncate(5000) // some rows of the answer
+	got, err := s.Claim(t.Context(), want)
+	if !errors.Is(err, opscore.ErrUnavailable) || len(got.Tasks) != 0 {
+		t.Errorf("a claim whose answer was cut off: %d tasks, %v", len(got.Tasks), err)
+	}
+}
+
+func TestAWorkerThatStopsInTheMiddleOfItsClaimsLeavesNothingRunning(t *testing.T) {
+	s := open(t, database(t))
+	h := opscore.Handlers{}
+	var ran atomic.Int64
+	opscore.Handle(h, charge, func(context.Context, order) (string, error) {
+		ran.Add(1)
+		return "", nil
+	})
+	fill(t, s, 5000)
+	for range 15 {
+		before := ran.Load()
+		stop := employ(t, &opscore.Worker{Store: s, Handlers: h})
+		until(t, "tasks run", 10*time.Second, func() bool { return ran.Load() > before })
+		stop()
+		if n := count(t, s, "SELECT count(*) FROM opscore.task WHERE state = 'running'"); n != 0 {
+			t.Fatalf("%d tasks are running under a worker that has stopped", n)
+		}
+	}
+}
+
 func TestTerminatedBackendsCostNothingButTime(t *testing.T) {
 	url := database(t)
 	s := open(t, url)

@@ -84,7 +84,13 @@ func (s *Store) claimFrom(ctx context.Context, want *opscore.Claim, from starts)
 	return tasks, err
 }
 
+// claim runs a claim to its end although ctx may end before: what is cut off in the middle may be ours without our knowing.
 func (s *Store) claim(ctx context.Context, want *opscore.Claim, text string, args ...any) (tasks []opscore.Task, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opscore.HeartbeatEvery)
+	defer cancel()
 	err = s.steered(ctx, s.pool, func(rows pgx.Rows) error {
 		if tasks == nil {
 			tasks = make([]opscore.Task, 0, min(want.Max, batchSize))
@@ -93,7 +99,7 @@ func (s *Store) claim(ctx context.Context, want *opscore.Claim, text string, arg
 		return scanClaimed(rows, &tasks[len(tasks)-1])
 	}, text, args...)
 	if err != nil {
-		return tasks, unavailable("claim tasks", err)
+		return nil, unavailable("claim tasks", err) // rows come before the commit: what came may not be ours
 	}
 	slices.SortFunc(tasks, func(a, b opscore.Task) int {
 		return cmp.Or(b.Priority-a.Priority, a.RunAt.Compare(b.RunAt), bytes.Compare(a.ID[:], b.ID[:]))

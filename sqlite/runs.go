@@ -69,7 +69,10 @@ func (s *Store) Claim(ctx context.Context, want opscore.Claim) (got opscore.Clai
 		got, err = claim(c, want)
 		return err
 	})
-	return got, err
+	if err != nil {
+		return opscore.Claimed{}, err // a commit that failed leaves what was read
+	}
+	return got, nil
 }
 
 // look reports whether something may be due, or else when the next task is.
