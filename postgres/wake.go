@@ -1,9 +1,7 @@
 package postgres
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"sync"
 	"time"
 )
@@ -67,9 +65,7 @@ func (s *Store) Wake() <-chan struct{} {
 // sources see new tasks at their next poll.
 func (s *Store) listenAll(ctx context.Context) {
 	for ctx.Err() == nil {
-		if errors.Is(s.listenOnce(ctx), errPooled) {
-			return
-		}
+		_ = s.listenOnce(ctx)
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -77,19 +73,10 @@ func (s *Store) listenAll(ctx context.Context) {
 	}
 }
 
-// errPooled says that a connection leads to another process of the server at any time: the one that listens would tell
-// whoever has it next.
-var errPooled = errors.New("a proxy pools the connections")
-
 func (s *Store) listenOnce(ctx context.Context) error {
 	pooled, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return err
-	}
-	var pid uint32 // a proxy makes up the one that it told us
-	if err := pooled.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil || pid != pooled.Conn().PgConn().PID() {
-		pooled.Release()
-		return cmp.Or(err, errPooled)
 	}
 	conn := pooled.Hijack() // a connection of its own: it listens for good
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()

@@ -12,16 +12,10 @@ import (
 	"time"
 )
 
-// Pooler is a transaction-pooling proxy (pgbouncer): each transaction may find itself on another of a few connections to the
-// server, so no state of a session can be relied on.
-type Pooler struct {
-	t    testing.TB
-	port int
-	dir  *directory
-}
-
-// NewPooler starts one before the server of a database until the test ends.
-func NewPooler(t testing.TB, database string) *Pooler {
+// Pooler starts a transaction-pooling proxy (pgbouncer) before the server of a database until the test ends, and returns a
+// function that makes the URL of a database on it one by way of the proxy. Each transaction may find itself on another of a
+// few connections, so no state of a session can be relied on.
+func Pooler(t testing.TB, database string) func(url string) string {
 	t.Helper()
 	program, err := findPooler()
 	if err != nil {
@@ -59,22 +53,14 @@ func NewPooler(t testing.TB, database string) *Pooler {
 		}
 	})
 	awaitPort(t, port, proxy, dir)
-	return &Pooler{t, port, dir}
-}
-
-// URL returns the URL of a database on the server, by way of the proxy.
-func (p *Pooler) URL(database string) string {
-	u, err := url.Parse(database)
-	if err != nil {
-		p.t.Fatal(err)
+	return func(database string) string {
+		u, err := url.Parse(database)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.Host = loopback(port)
+		return u.String()
 	}
-	u.Host = loopback(p.port)
-	return u.String()
-}
-
-// Log returns the end of the proxy's log.
-func (p *Pooler) Log() string {
-	return p.dir.log()
 }
 
 const poolerConfig = `
