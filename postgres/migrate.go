@@ -12,15 +12,12 @@ import (
 
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/database"
 
 	"github.com/opscore/opscore"
 )
 
 //go:embed migrations/*.sql
 var migrations embed.FS
-
-const versionTable = "version"
 
 // Migrate brings the schema at url up to date, and creates it if it is missing. Several may run at once. It
 // waits at most 5 s at a time for a lock that others hold on a table, and tries again, so that it never blocks the
@@ -67,12 +64,8 @@ func (s *Store) migrate(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	var steps []*goose.Migration
-	for _, m := range all {
-		steps = append(steps, goose.NewGoMigration(m.version, statements(m.up), statements(m.down)))
-	}
-	p, err := goose.NewProvider(goose.DialectPostgres, db, nil, goose.WithGoMigrations(steps...),
-		goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true))
+	p, err := goose.NewProvider(goose.DialectPostgres, db, nil, goose.WithGoMigrations(all...),
+		goose.WithTableName("version"), goose.WithDisableGlobalRegistry(true))
 	if err != nil {
 		return unavailable("migrate", err)
 	}
@@ -82,18 +75,14 @@ func (s *Store) migrate(ctx context.Context) (err error) {
 	return nil
 }
 
-// migration is one file of migrations, with a schema's name put in.
-type migration struct {
-	version  int64
-	up, down string
-}
-
-func migrationsFor(schema string) (all []migration, err error) {
+// migrationsFor returns the migrations with the schema's name put in.
+func migrationsFor(schema string) ([]*goose.Migration, error) {
+	var all []*goose.Migration
 	names, err := fs.Glob(migrations, "migrations/*.sql")
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range names { // in the order of their versions
+	for _, name := range names {
 		version, err := goose.NumericComponent(name)
 		if err != nil {
 			return nil, err
@@ -103,70 +92,9 @@ func migrationsFor(schema string) (all []migration, err error) {
 			return nil, err
 		}
 		up, down, _ := strings.Cut(inSchema(string(text), schema), "-- +goose Down")
-		all = append(all, migration{version, strings.TrimPrefix(up, "-- +goose Up\n"), down})
+		all = append(all, goose.NewGoMigration(version, statements(up), statements(down)))
 	}
 	return all, nil
-}
-
-// Script returns the statements that bring a schema from a version to that of this binary, as one transaction, for a person to
-// review or to run; from 0 means that there is no schema yet. [Migrate] does the same.
-func Script(ctx context.Context, from int64, o Options) (string, error) {
-	schema, err := o.schema()
-	if err != nil {
-		return "", err
-	}
-	all, err := migrationsFor(schema)
-	if err != nil {
-		return "", err
-	}
-	// goose writes its own table.
-	versions, err := database.NewStore(database.DialectPostgres, versionTable)
-	if err != nil {
-		return "", err
-	}
-	last := all[len(all)-1].version
-	switch {
-	case from == last:
-		return fmt.Sprintf("-- schema %s: version %d is up to date\n", schema, from), nil
-	case from > last:
-		return "", &opscore.Error{Code: opscore.CodeInvalid, Message: fmt.Sprintf("version %d: this binary knows only up to %d", from, last)}
-	}
-	w := &recorder{}
-	fmt.Fprintf(w, "-- schema %s: version %d to %d\n", schema, from, last)
-	w.add("BEGIN", "SET LOCAL lock_timeout = '5s'", "SET LOCAL search_path = "+schema)
-	if from == 0 {
-		w.add("CREATE SCHEMA IF NOT EXISTS " + schema)
-		err = errors.Join(versions.CreateVersionTable(ctx, w), versions.Insert(ctx, w, database.InsertRequest{Version: 0}))
-	}
-	for _, m := range all {
-		if m.version > from && err == nil {
-			w.add(strings.TrimSuffix(strings.TrimSpace(m.up), ";"))
-			err = versions.Insert(ctx, w, database.InsertRequest{Version: m.version})
-		}
-	}
-	w.add("COMMIT")
-	return w.String(), err
-}
-
-// recorder writes down the statements that it is to execute.
-type recorder struct {
-	strings.Builder
-	database.DBTxConn // reads nothing
-}
-
-func (r *recorder) add(texts ...string) {
-	for _, text := range texts {
-		r.WriteString(text + ";\n")
-	}
-}
-
-// ExecContext takes the place of a connection for goose, whose arguments are numbers and booleans.
-func (r *recorder) ExecContext(_ context.Context, text string, args ...any) (sql.Result, error) {
-	for i, arg := range args {
-		text = strings.ReplaceAll(text, fmt.Sprintf("$%d", i+1), fmt.Sprint(arg))
-	}
-	r.add(text)
-	return nil, nil //nolint:nilnil // nobody asks what an insert did
 }
 
 func statements(text string) *goose.GoFunc {
@@ -193,33 +121,29 @@ func Status(ctx context.Context, url string, o Options) (SchemaStatus, error) {
 }
 
 func (s *Store) status(ctx context.Context) (st SchemaStatus, err error) {
-	all, err := migrationsFor(s.schema)
+	names, err := fs.Glob(migrations, "migrations/*.sql")
 	if err != nil {
 		return st, err
 	}
-	for _, m := range all {
-		st.Target = max(st.Target, m.version)
+	for _, name := range names {
+		v, err := goose.NumericComponent(name)
+		if err != nil {
+			return st, err
+		}
+		st.Target = max(st.Target, v)
 	}
 	var exists bool
-	if err := s.pool.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", s.schema+"."+versionTable).Scan(&exists); err != nil {
+	if err := s.pool.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", s.schema+".version").Scan(&exists); err != nil {
 		return st, unavailable("read schema version", err)
 	}
 	if !exists {
 		return st, nil
 	}
-	err = s.pool.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM "+s.schema+"."+versionTable).Scan(&st.Current)
+	err = s.pool.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM "+s.schema+".version").Scan(&st.Current)
 	if err != nil {
 		return st, unavailable("read schema version", err)
 	}
 	return st, nil
-}
-
-// remedy is the command that updates the schema.
-func (s *Store) remedy() string {
-	if name := strings.Trim(s.schema, `"`); name != DefaultSchema {
-		return "opscore migrate up --schema " + name
-	}
-	return "opscore migrate up"
 }
 
 // check refuses a schema that this binary does not know, and one that says it is right but lacks a column.
@@ -233,7 +157,7 @@ func (s *Store) check(ctx context.Context) error {
 	}
 	switch {
 	case st.Current < st.Target:
-		return refuse("has version %d, this binary needs %d: run `%s`", st.Current, st.Target, s.remedy())
+		return refuse("has version %d, this binary needs %d: run `opscore migrate up`", st.Current, st.Target)
 	case st.Current > st.Target:
 		return refuse("has version %d, but this binary knows only up to %d: use a newer opscore; nothing was changed", st.Current, st.Target)
 	}
@@ -246,8 +170,7 @@ func (s *Store) check(ctx context.Context) error {
 		"SELECT queue, at, by, comment FROM opscore.pause LIMIT 0",
 	} {
 		if _, err := s.pool.Exec(ctx, s.sql(probe)); err != nil {
-			return unavailable(fmt.Sprintf("schema %s says it has version %d, but cannot be used; `opscore migrate sql --from 0` prints what it should have",
-				s.schema, st.Current), err)
+			return unavailable(fmt.Sprintf("schema %s says it has version %d, but cannot be used", s.schema, st.Current), err)
 		}
 	}
 	return nil

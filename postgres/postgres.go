@@ -64,29 +64,16 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	return s, nil
 }
 
-// schema returns the name of the schema as statements need it.
-func (o Options) schema() (string, error) {
-	if o.Schema == "" {
-		o.Schema = DefaultSchema
-	}
-	return pgx.Identifier{o.Schema}.Sanitize(), ValidSchema(o.Schema)
-}
-
-// ValidSchema reports whether name can be that of a schema.
-func ValidSchema(name string) error {
-	if !schemaRule.MatchString(name) {
-		return &opscore.Error{
-			Code:    opscore.CodeInvalid,
-			Message: fmt.Sprintf("schema %q: a name starts with a letter or _ and has up to 63 letters, digits and _", name),
-		}
-	}
-	return nil
-}
-
 func connect(ctx context.Context, url string, o Options) (*Store, error) {
-	schema, err := o.schema()
-	if err != nil {
-		return nil, err
+	schema := o.Schema
+	if schema == "" {
+		schema = DefaultSchema
+	}
+	if !schemaRule.MatchString(schema) {
+		return nil, &opscore.Error{
+			Code:    opscore.CodeInvalid,
+			Message: fmt.Sprintf("schema %q: a name starts with a letter or _ and has up to 63 letters, digits and _", schema),
+		}
 	}
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -95,15 +82,10 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	if err := refuseDowngrade(config.ConnConfig); err != nil {
 		return nil, err
 	}
-	if mode := config.ConnConfig.DefaultQueryExecMode; mode == pgx.QueryExecModeExec || mode == pgx.QueryExecModeSimpleProtocol {
-		return nil, &opscore.Error{Code: opscore.CodeInvalid, Message: fmt.Sprintf(
-			"database URL: default_query_exec_mode=%s cannot tell the types of parameters: must be cache_statement (the default), cache_describe (behind a transaction-pooling "+
-				"proxy) or describe_exec", strings.ReplaceAll(mode.String(), " ", "_"))}
-	}
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
 	}
-	s := &Store{schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger()}
+	s := &Store{schema: pgx.Identifier{schema}.Sanitize(), texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger()}
 	config.AfterConnect = s.connected
 	s.wake.init()
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
@@ -230,12 +212,10 @@ func (s *Store) transact(ctx context.Context, what string, do func(pgx.Tx) error
 	return nil
 }
 
-const poolerHint = "a transaction-pooling proxy that does not know prepared statements: add default_query_exec_mode=cache_describe to the URL"
-
 // causes says in words what PostgreSQL's errors mean for whoever runs the tasks, and what helps.
 var causes = map[string]string{
-	"42P01": "a table is missing",
-	"42703": "a column is missing",
+	"42P01": "a table is missing: run `opscore migrate up`",
+	"42703": "a column is missing: run `opscore migrate up`",
 	"3F000": "the schema is missing: run `opscore migrate up`",
 	"42501": "the role lacks a permission: see docs/operations/postgres.md for the grants",
 	"28P01": "the password is wrong",
@@ -243,8 +223,6 @@ var causes = map[string]string{
 	"3D000": "the database does not exist",
 	"53100": "the server's disk is full: nothing is lost, work goes on when there is space",
 	"53300": "the server has no connection left",
-	"26000": poolerHint,
-	"42P05": poolerHint,
 	"25006": "the database is read-only: a standby, or default_transaction_read_only",
 	"57P01": "the server is shutting down",
 	"57P03": "the server is starting up or shutting down",

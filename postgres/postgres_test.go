@@ -278,7 +278,7 @@ func TestAWrongSchemaIsRefusedWithTheCommandThatFixesIt(t *testing.T) {
 	url := database(t)
 	s := open(t, url)
 	for _, tc := range []struct{ change, says string }{
-		{"ALTER TABLE opscore.task RENAME COLUMN unique_key TO key", "a column is missing"},
+		{"ALTER TABLE opscore.task RENAME COLUMN unique_key TO key", "a column is missing: run `opscore migrate up`"},
 		{"INSERT INTO opscore.version (version_id, is_applied) VALUES (99, true)", "version 99, but this binary knows only up to"},
 	} {
 		if _, err := s.Pool().Exec(t.Context(), tc.change); err != nil {
@@ -326,44 +326,6 @@ func TestSchemasOfOneDatabaseAreApart(t *testing.T) {
 	for _, bad := range []string{"a b", `x"; DROP SCHEMA one; --`, "1a", strings.Repeat("x", 64)} {
 		if _, err := postgres.Open(t.Context(), url, postgres.Options{Schema: bad}); !errors.Is(err, opscore.ErrInvalid) {
 			t.Errorf("schema %q: %v", bad, err)
-		}
-	}
-}
-
-func TestAScriptRunByHandIsAsGoodAsAMigration(t *testing.T) {
-	for _, o := range []postgres.Options{{}, {Schema: "Two"}} {
-		url := nodes.Database(t, "empty", func(string) error { return nil })
-		script, err := postgres.Script(t.Context(), 0, o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := pgx.Connect(t.Context(), url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = conn.Exec(t.Context(), script, pgx.QueryExecModeSimpleProtocol)
-		if err := errors.Join(err, conn.Close(t.Context())); err != nil {
-			t.Fatalf("%v in:\n%s", err, script)
-		}
-		for range 2 {
-			s, err := postgres.Open(t.Context(), url, o)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := charge.Submit(t.Context(), &opscore.Client{Store: s}, order{1}); err != nil {
-				t.Error(err)
-			}
-			s.Close()
-			if err := postgres.Migrate(t.Context(), url, o); err != nil { // finds nothing to do
-				t.Fatal(err)
-			}
-		}
-		st, err := postgres.Status(t.Context(), url, o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if script, err := postgres.Script(t.Context(), st.Current, o); err != nil || strings.Contains(script, "CREATE") {
-			t.Errorf("the script from the newest version on, %v:\n%s", err, script)
 		}
 	}
 }

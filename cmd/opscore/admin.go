@@ -14,22 +14,19 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/opscore/opscore"
-	"github.com/opscore/opscore/postgres"
 	"github.com/opscore/opscore/sqlite"
 )
 
 func (a *app) migrateCommand() *cobra.Command {
 	return a.group("migrate", "Show and update the schema of the database",
 		`Migrate is about the schema of the database. Commands update it by themselves when they open an older file;
-migrate up does only that, and migrate status only looks. A PostgreSQL database is updated by migrate up alone, or by a person who
-runs what migrate sql prints.`,
-		a.migrateUpCommand(), a.migrateStatusCommand(), a.migrateSQLCommand())
+migrate up does only that, and migrate status only looks.`,
+		a.migrateUpCommand(), a.migrateStatusCommand())
 }
 
 // migration is a schema's state as it is printed.
 type migration struct {
 	Database string `json:"database"`
-	Schema   string `json:"schema,omitempty"` // of a PostgreSQL database
 	Exists   bool   `json:"exists"`
 	Current  int64  `json:"current"` // of the database; 0 if it has none yet
 	Target   int64  `json:"target"`  // of this binary
@@ -48,14 +45,14 @@ processes may do so at once. A database from a newer version is left alone.`,
 			if err != nil {
 				return err
 			}
-			before, err := place.version(cmd.Context())
+			before, err := place.schema(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if err := place.migrate(cmd.Context()); err != nil {
 				return err
 			}
-			after, err := place.version(cmd.Context())
+			after, err := place.schema(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -83,7 +80,7 @@ database is from a newer version.`,
 			if err != nil {
 				return err
 			}
-			m, err := place.version(cmd.Context())
+			m, err := place.schema(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -96,8 +93,6 @@ database is from a newer version.`,
 				return errors.Join(a.printJSON(m), newer)
 			case newer != nil:
 				return newer
-			case !m.Exists && m.Schema != "":
-				return a.printf("%s has no schema %s yet; create it, with version %d: opscore migrate up", m.Database, m.Schema, m.Target)
 			case !m.Exists:
 				return a.printf("%s does not exist yet; this binary would create it with schema version %d", m.Database, m.Target)
 			case m.Current < m.Target:
@@ -106,48 +101,6 @@ database is from a newer version.`,
 			return a.printf("%s: schema version %d, up to date", m.Database, m.Current)
 		},
 	}
-}
-
-func (a *app) migrateSQLCommand() *cobra.Command {
-	var from int64
-	c := &cobra.Command{
-		Use:   "sql",
-		Short: "Print what migrate up would run",
-		Long: `Sql prints the statements that bring the schema of a PostgreSQL database to the version of this binary, as one
-transaction, for whoever reviews migrations or runs them by hand. It changes nothing. With --from the database is
-not asked for its version.`,
-		Example: `  opscore migrate sql --from 0 | psql -v ON_ERROR_STOP=1 "$DATABASE"`,
-		Args:    arguments(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			place, err := a.place(cmd)
-			if err != nil {
-				return err
-			}
-			db, ok := place.(postgresURL)
-			if !ok {
-				return usagef("migrate sql is for postgres:// databases; the file %s is updated by whatever opens it", place)
-			}
-			if !cmd.Flags().Changed("from") {
-				m, err := db.version(cmd.Context())
-				if err != nil {
-					return err
-				}
-				from = m.Current
-			} else if from < 0 {
-				return usagef("from %d: must not be negative", from)
-			}
-			script, err := postgres.Script(cmd.Context(), from, db.options())
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return a.printJSON(map[string]string{"sql": script})
-			}
-			return a.print(script)
-		},
-	}
-	c.Flags().Int64Var(&from, "from", 0, "print what is to be done from version `N` on; 0 means that there is no schema yet")
-	return c
 }
 
 func (a *app) place(cmd *cobra.Command) (database, error) {

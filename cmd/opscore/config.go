@@ -16,14 +16,12 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/opscore/opscore"
-	"github.com/opscore/opscore/postgres"
 )
 
 // config is what this invocation works with.
 type config struct {
 	file      string // absolute path of the file that was read; "" if there is none
 	database  string // as it was given; "" means the default file
-	schema    string // of a PostgreSQL database
 	queues    []string
 	slots     int
 	drain     time.Duration
@@ -57,14 +55,6 @@ func settings() []setting {
 				}
 				c.database = raw[0]
 				return nil
-			},
-		},
-		{
-			key: "schema", env: "OPSCORE_SCHEMA", def: postgres.DefaultSchema,
-			usage: "keep the tasks in this `SCHEMA` of a PostgreSQL database (default opscore)",
-			parse: func(c *config, raw []string) error {
-				c.schema = raw[0]
-				return postgres.ValidSchema(c.schema)
 			},
 		},
 		{
@@ -253,16 +243,6 @@ func (a *app) checkEnvironment(environ []string) error {
 		a.say("opscore: warning: not settings of opscore, ignored: %s", strings.Join(foreign, ", "))
 	}
 	return nil
-}
-
-// origin says what gives a setting its value.
-func (c *config) origin(key string) string {
-	for _, v := range c.values {
-		if v.key == key && len(v.candidates) > 0 {
-			return v.candidates[0].origin
-		}
-	}
-	return "default"
 }
 
 func parseCount(text string) (int, error) {

@@ -27,8 +27,8 @@ type store interface {
 type database interface {
 	// open opens it. The SQLite file is created if it is missing, unless exists forbids it.
 	open(ctx context.Context, exists mustExist) (store, error)
-	// version compares its schema with that of this binary and changes nothing.
-	version(ctx context.Context) (migration, error)
+	// schema compares its schema with that of this binary and changes nothing.
+	schema(ctx context.Context) (migration, error)
 	// migrate brings its schema up to date.
 	migrate(ctx context.Context) error
 	// String names it, without secrets, for people and for a command line.
@@ -40,10 +40,7 @@ var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
 // place returns the database that the configuration names, and whether it is the default one.
 func (c *config) place() (db database, isDefault bool, err error) {
 	if strings.HasPrefix(c.database, "postgres://") || strings.HasPrefix(c.database, "postgresql://") {
-		return postgresURL{c.database, c.schema}, false, nil
-	}
-	if c.schema != postgres.DefaultSchema {
-		return nil, false, usagef("schema (%s) %q: the database is a file; only a postgres:// database has schemas", c.origin("schema"), c.schema)
+		return postgresURL(c.database), false, nil
 	}
 	path, isDefault, err := c.databasePath()
 	return sqliteFile(path), isDefault, err
@@ -122,10 +119,10 @@ func (f sqliteFile) open(_ context.Context, exists mustExist) (store, error) {
 	return s, nil
 }
 
-func (f sqliteFile) version(context.Context) (migration, error) {
+func (f sqliteFile) schema(context.Context) (migration, error) {
 	_, missing := os.Stat(string(f))
 	st, err := sqlite.Status(string(f))
-	return migration{f.String(), "", !errors.Is(missing, fs.ErrNotExist), st.Current, st.Target}, err
+	return migration{f.String(), !errors.Is(missing, fs.ErrNotExist), st.Current, st.Target}, err
 }
 
 // migrate needs no more than an open.
@@ -137,16 +134,14 @@ func (f sqliteFile) migrate(context.Context) error {
 	return s.Close()
 }
 
-// postgresURL is the postgres tier: one schema of a database.
-type postgresURL struct{ url, schema string }
-
-func (u postgresURL) options() postgres.Options { return postgres.Options{Schema: u.schema} }
+// postgresURL is the postgres tier.
+type postgresURL string
 
 // String leaves out what may be secret: the password, and the parameters.
 func (u postgresURL) String() string {
-	parsed, err := url.Parse(u.url)
+	parsed, err := url.Parse(string(u))
 	if err != nil {
-		return redactDatabase(u.url)
+		return redactDatabase(string(u))
 	}
 	shown := url.URL{Scheme: parsed.Scheme, Host: parsed.Host, Path: parsed.Path}
 	if name := parsed.User.Username(); name != "" {
@@ -156,20 +151,20 @@ func (u postgresURL) String() string {
 }
 
 func (u postgresURL) open(ctx context.Context, _ mustExist) (store, error) {
-	s, err := postgres.Open(ctx, u.url, u.options())
+	s, err := postgres.Open(ctx, string(u), postgres.Options{})
 	if err != nil {
 		return nil, err
 	}
 	return postgresStore{s}, nil
 }
 
-func (u postgresURL) version(ctx context.Context) (migration, error) {
-	st, err := postgres.Status(ctx, u.url, u.options())
-	return migration{u.String(), u.schema, st.Current > 0, st.Current, st.Target}, err
+func (u postgresURL) schema(ctx context.Context) (migration, error) {
+	st, err := postgres.Status(ctx, string(u), postgres.Options{})
+	return migration{u.String(), st.Current > 0, st.Current, st.Target}, err
 }
 
 func (u postgresURL) migrate(ctx context.Context) error {
-	return postgres.Migrate(ctx, u.url, u.options())
+	return postgres.Migrate(ctx, string(u), postgres.Options{})
 }
 
 // postgresStore closes like the other.

@@ -16,8 +16,6 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/opscore/opscore"
-	"github.com/opscore/opscore/internal/nodes"
-	"github.com/opscore/opscore/postgres"
 )
 
 func TestMain(m *testing.M) {
@@ -27,34 +25,11 @@ func TestMain(m *testing.M) {
 // TestScripts runs testdata/*.txtar, which read as the manual of each command.
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	runScripts(t, testscript.Params{Dir: "testdata"}, func(*testscript.Env) {})
-}
-
-// TestScriptsOnPostgreSQL runs testdata/postgres/*.txtar, and those of the others that hold on every tier, each with a database
-// of its own.
-func TestScriptsOnPostgreSQL(t *testing.T) {
-	t.Parallel()
-	both := []string{"testdata/queue.txtar", "testdata/submit.txtar", "testdata/task.txtar", "testdata/worker.txtar"}
-	migrated := func(url string) error { return postgres.Migrate(t.Context(), url, postgres.Options{}) }
-	runScripts(t, testscript.Params{Files: both}, func(env *testscript.Env) {
-		env.Setenv("OPSCORE_DATABASE_URL", nodes.Database(t, "opscore", migrated))
-	})
-	runScripts(t, testscript.Params{Dir: "testdata/postgres"}, func(env *testscript.Env) {
-		url := nodes.Database(t, "empty", func(string) error { return nil })
-		env.Setenv("URL", url)
-		env.Setenv("WITH_PASSWORD", strings.Replace(url, "postgres@", "postgres:hunter2@", 1))
-	})
-}
-
-// runScripts runs the scripts that params names.
-func runScripts(t *testing.T, which testscript.Params, setup func(*testscript.Env)) {
-	t.Helper()
 	testscript.Run(t, testscript.Params{
-		Dir: which.Dir, Files: which.Files,
+		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
-			setup(env)
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 			env.Setenv("TZ", "UTC")
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // else every command takes a second longer under -race

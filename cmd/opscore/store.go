@@ -66,14 +66,10 @@ func (s *session) sayDatabase() {
 
 // again returns the flags with which another command works on the same database.
 func (s *session) again() string {
-	flags := ""
 	if f := s.cmd.Flags().Lookup("database"); f.Changed {
-		flags += " --database " + shellQuote(s.place.String())
+		return " --database " + shellQuote(s.place.String())
 	}
-	if f := s.cmd.Flags().Lookup("schema"); f.Changed {
-		flags += " --schema " + shellQuote(s.conf.schema)
-	}
-	return flags
+	return ""
 }
 
 // notFound adds to a missing task where it was looked for.

@@ -69,9 +69,6 @@ func (s *session) watch(ctx context.Context, id opscore.ID) (opscore.Task, error
 	retries := retryTeller{s, bar, -1}
 	for delay := 2 * time.Millisecond; ; delay = min(delay*3/2, 100*time.Millisecond) {
 		t, err := s.client.Get(ctx, id)
-		if ctx.Err() != nil {
-			return t, context.Cause(ctx) // a look that was interrupted says less
-		}
 		if err != nil || t.State.Terminal() {
 			return t, err
 		}

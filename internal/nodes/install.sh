@@ -3,37 +3,20 @@
 # what to do. Costs nothing when they are. Creates and starts no server of the system's.
 set -eu
 
-have() {
-	for program in "$(command -v "${1##*/}" || true)" $1; do
-		if [ -x "$program" ]; then
-			return 0
-		fi
-	done
-	return 1
-}
-
-missing=
-have "/usr/lib/postgresql/*/bin/initdb" || missing="$missing postgresql"
-have /usr/sbin/pgbouncer || missing="$missing pgbouncer"
-if [ -z "$missing" ]; then
-	exit 0
-fi
+for initdb in "$(command -v initdb || true)" /usr/lib/postgresql/*/bin/initdb; do
+	if [ -x "$initdb" ]; then
+		exit 0
+	fi
+done
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-	echo "missing:$missing. On Debian or Ubuntu run: sudo internal/nodes/install.sh" >&2
-	echo "Elsewhere install them so that initdb and pgbouncer are in PATH." >&2
+	echo "PostgreSQL's server is missing. On Debian or Ubuntu run: sudo internal/nodes/install.sh" >&2
+	echo "Elsewhere install it so that initdb is in PATH." >&2
 	exit 1
 fi
 mkdir -p /etc/postgresql-common
 if ! [ -e /etc/postgresql-common/createcluster.conf ]; then
 	echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
 fi
-if ! [ -e /usr/sbin/policy-rc.d ]; then
-	# Debian's packages start what they install unless this says no.
-	trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-	printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-	chmod +x /usr/sbin/policy-rc.d
-fi
 apt-get update -q
-# shellcheck disable=SC2086 # words are packages
 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
-	-o DPkg::Lock::Timeout=120 -o Dpkg::Options::=--force-confold $missing
+	-o DPkg::Lock::Timeout=120 -o Dpkg::Options::=--force-confold postgresql

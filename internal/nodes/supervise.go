@@ -37,20 +37,18 @@ fi
 rm -rf "$dir"
 `
 
-// runnerScript runs a server and sends it the signal $1 when we are gone: its standard input is a pipe whose other end only we hold. It
+// runnerScript runs a server and kills it when we are gone: its standard input is a pipe whose other end only we hold. It
 // repeats the signal because the server may not listen to it yet, and lets a server go on that is paused. It ends
 // when the server does, with its exit status.
 const runnerScript = `
 trap '' HUP INT QUIT TERM PIPE
 exec 4<&0
-signal=$1
-shift
 "$@" </dev/null 4<&- &
 server=$!
 echo "$server"
 {
 	read -r _
-	while kill "-$signal" "$server" && kill -CONT "$server"; do sleep 0.1; done
+	while kill -QUIT "$server" && kill -CONT "$server"; do sleep 0.1; done
 } <&4 >/dev/null 2>&1 3>&- &
 reader=$!
 wait "$server"
@@ -202,14 +200,14 @@ type process struct {
 	err  error         // how it ended; to be read when gone is closed
 }
 
-// start starts a server, which ends at the named signal.
-func (d *directory) start(ctx context.Context, signal string, argv ...string) (*process, error) {
+// start starts a server.
+func (d *directory) start(ctx context.Context, argv ...string) (*process, error) {
 	log, err := d.openLog()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := d.command(context.WithoutCancel(ctx), d.as, log, slices.Concat([]string{"/bin/sh", "-c", runnerScript, "runner", signal}, argv)...)
+	cmd := d.command(context.WithoutCancel(ctx), d.as, log, slices.Concat([]string{"/bin/sh", "-c", runnerScript, "runner"}, argv)...)
 	life, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
