@@ -57,6 +57,13 @@ func (s *Store) migrate(ctx context.Context) (err error) {
 	if _, err := lock.ExecContext(ctx, "SELECT pg_advisory_lock(hashtext($1))", "opscore migrate "+s.schema); err != nil {
 		return unavailable("wait for another migration", err)
 	}
+	st, err := s.status(ctx)
+	if err == nil {
+		err = s.newer(st)
+	}
+	if err != nil {
+		return err
+	}
 	if _, err := lock.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS "+s.schema); err != nil {
 		return unavailable("create the schema", err)
 	}
@@ -146,20 +153,36 @@ func (s *Store) status(ctx context.Context) (st SchemaStatus, err error) {
 	return st, nil
 }
 
+// newer refuses a schema that this binary does not know.
+func (s *Store) newer(st SchemaStatus) error {
+	if st.Current <= st.Target {
+		return nil
+	}
+	return &opscore.Error{Code: opscore.CodeUnavailable, Message: fmt.Sprintf(
+		"schema %s has version %d, but this binary knows only up to %d: use a newer opscore; nothing was changed", s.schema, st.Current, st.Target)}
+}
+
+// remedy is the command that brings this schema up to date.
+func (s *Store) remedy() string {
+	command := "opscore migrate up"
+	if name := strings.Trim(s.schema, `"`); name != DefaultSchema {
+		command += " --schema " + name
+	}
+	return command
+}
+
 // check refuses a schema that this binary does not know, and one that says it is right but lacks a column.
 func (s *Store) check(ctx context.Context) error {
 	st, err := s.status(ctx)
 	if err != nil {
 		return err
 	}
-	refuse := func(format string, args ...any) error {
-		return &opscore.Error{Code: opscore.CodeUnavailable, Message: fmt.Sprintf("schema %s ", s.schema) + fmt.Sprintf(format, args...)}
+	if st.Current < st.Target {
+		return &opscore.Error{Code: opscore.CodeUnavailable, Message: fmt.Sprintf(
+			"schema %s has version %d, this binary needs %d: run `%s`", s.schema, st.Current, st.Target, s.remedy())}
 	}
-	switch {
-	case st.Current < st.Target:
-		return refuse("has version %d, this binary needs %d: run `opscore migrate up`", st.Current, st.Target)
-	case st.Current > st.Target:
-		return refuse("has version %d, but this binary knows only up to %d: use a newer opscore; nothing was changed", st.Current, st.Target)
+	if err := s.newer(st); err != nil {
+		return err
 	}
 	for _, probe := range []string{
 		"SELECT " + head + ", t.args, t.result FROM opscore.task t LIMIT 0",

@@ -2,6 +2,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +45,23 @@ const DefaultSchema = "opscore"
 
 var schemaRule = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
 
+// ValidSchema checks a name for [Options]. The error is [opscore.ErrInvalid] and says what a name may be.
+func ValidSchema(name string) error {
+	if !schemaRule.MatchString(name) {
+		return &opscore.Error{Code: opscore.CodeInvalid, Message: "a name starts with a letter or _ and has up to 63 letters, digits and _"}
+	}
+	return nil
+}
+
+// schema returns the name as statements have it.
+func (o Options) schema() (quoted string, err error) {
+	name := cmp.Or(o.Schema, DefaultSchema)
+	if err := ValidSchema(name); err != nil {
+		return "", fmt.Errorf("schema %q: %w", name, err)
+	}
+	return pgx.Identifier{name}.Sanitize(), nil
+}
+
 // Open connects to the database that url names (see pgx for what it may hold) and checks that its schema is the one
 // this binary knows: [Migrate] makes it so. An encrypted connection that would silently fall back to plain text is
 // refused unless the server is on this machine. Errors are [opscore.ErrUnavailable] and never hold a password.
@@ -60,15 +78,9 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 }
 
 func connect(ctx context.Context, url string, o Options) (*Store, error) {
-	schema := o.Schema
-	if schema == "" {
-		schema = DefaultSchema
-	}
-	if !schemaRule.MatchString(schema) {
-		return nil, &opscore.Error{
-			Code:    opscore.CodeInvalid,
-			Message: fmt.Sprintf("schema %q: a name starts with a letter or _ and has up to 63 letters, digits and _", schema),
-		}
+	schema, err := o.schema()
+	if err != nil {
+		return nil, err
 	}
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -80,7 +92,7 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
 	}
-	s := &Store{schema: pgx.Identifier{schema}.Sanitize(), texts: map[string]string{}}
+	s := &Store{schema: schema, texts: map[string]string{}}
 	s.wake.init()
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, unavailable("connect", err)

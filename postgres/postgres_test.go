@@ -287,12 +287,19 @@ func TestAWrongSchemaIsRefusedWithTheCommandThatFixesIt(t *testing.T) {
 			t.Errorf("%s: %v", tc.change, err)
 		}
 	}
+	if err := postgres.Migrate(t.Context(), url, postgres.Options{}); err == nil || !strings.Contains(err.Error(), "nothing was changed") {
+		t.Errorf("migrate a newer schema: %v", err)
+	}
 }
 
 func TestSchemasOfOneDatabaseAreApart(t *testing.T) {
 	url := nodes.Database(t, "empty", func(string) error { return nil })
 	for _, schema := range []string{"one", "Two"} {
 		o := postgres.Options{Schema: schema}
+		_, err := postgres.Open(t.Context(), url, o)
+		if err == nil || !strings.Contains(err.Error(), "run `opscore migrate up --schema "+schema+"`") {
+			t.Errorf("without the schema %s: %v", schema, err)
+		}
 		if err := postgres.Migrate(t.Context(), url, o); err != nil {
 			t.Fatal(err)
 		}
