@@ -336,6 +336,53 @@ func TestSchemasOfOneDatabaseAreApart(t *testing.T) {
 	}
 }
 
+// catalog is all of a schema that its name leaves open: columns, defaults, storage, indexes, constraints, and the versions noted.
+const catalog = `SELECT string_agg(line, E'\n' ORDER BY line) FROM (
+	SELECT format('%s.%s %s %s %s %s', table_name, column_name, data_type, is_nullable, column_default, identity_generation) AS line
+		FROM information_schema.columns WHERE table_schema = 'opscore'
+	UNION ALL SELECT format('%s %s', relname, reloptions) FROM pg_class WHERE relnamespace = 'opscore'::regnamespace
+	UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'opscore'
+	UNION ALL SELECT conrelid::regclass || pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'opscore'::regnamespace
+	UNION ALL SELECT format('version %s %s', version_id, is_applied) FROM opscore.version) lines`
+
+func TestThePrintedSQLMakesWhatMigrateMakes(t *testing.T) {
+	byHand := nodes.Database(t, "empty", func(string) error { return nil })
+	text, err := postgres.MigrationSQL(postgres.Options{}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), byHand)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = conn.Exec(t.Context(), text)
+	if err := errors.Join(err, conn.Close(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	st, err := postgres.Status(t.Context(), byHand, postgres.Options{})
+	if err != nil || st.Current != st.Target {
+		t.Errorf("status = %+v, %v", st, err)
+	}
+	var catalogs [2]string
+	for i, url := range []string{byHand, database(t)} {
+		if err := open(t, url).Pool().QueryRow(t.Context(), catalog).Scan(&catalogs[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if catalogs[0] != catalogs[1] || len(catalogs[0]) < 1000 {
+		t.Errorf("by hand:\n%s\n\nmigrated:\n%s", catalogs[0], catalogs[1])
+	}
+	if err := postgres.Migrate(t.Context(), byHand, postgres.Options{}); err != nil {
+		t.Errorf("migrate what was made by hand: %v", err)
+	}
+	if text, err = postgres.MigrationSQL(postgres.Options{}, st.Target); err != nil || text != "" {
+		t.Errorf("of an up to date schema: %q, %v", text, err)
+	}
+	if _, err := postgres.MigrationSQL(postgres.Options{Schema: "a b"}, 0); !errors.Is(err, opscore.ErrInvalid) {
+		t.Errorf("of a schema with a bad name: %v", err)
+	}
+}
+
 func TestMigrationsThatStartAtOnceTakeTurns(t *testing.T) {
 	url := nodes.Database(t, "empty", func(string) error { return nil })
 	errs := make(chan error, 4)

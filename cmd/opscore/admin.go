@@ -21,8 +21,9 @@ import (
 func (a *app) migrateCommand() *cobra.Command {
 	return a.group("migrate", "Show and update the schema of the database",
 		`Migrate is about the schema of the database. Commands update it by themselves when they open an older SQLite
-file, and never in PostgreSQL, where other versions may be at work; migrate up does only that, and migrate status only looks.`,
-		a.migrateUpCommand(), a.migrateStatusCommand())
+file, and never in PostgreSQL, where other versions may be at work; migrate up does only that, migrate status only looks, and
+migrate sql prints what migrate up would execute.`,
+		a.migrateUpCommand(), a.migrateStatusCommand(), a.migrateSQLCommand())
 }
 
 // migration is a schema's state as it is printed.
@@ -117,6 +118,50 @@ database is from a newer version.`,
 			return a.printf("%s: schema version %d, up to date", m, m.Current)
 		},
 	}
+}
+
+func (a *app) migrateSQLCommand() *cobra.Command {
+	var all bool
+	c := &cobra.Command{
+		Use:   "sql",
+		Short: "Print the SQL that migrate up would execute",
+		Long: `Sql prints the statements that migrate up would execute, for somebody else to review or to execute by hand: one
+transaction that also notes the new version, so that this binary accepts the database afterwards. It reads the version that the
+database has and prints what that lacks; nothing if it is up to date. With --all it prints everything, for a database that
+has nothing yet, and connects to none: the URL may be as short as postgres://.`,
+		Example: `  opscore migrate sql >up.sql && psql -v ON_ERROR_STOP=1 -f up.sql
+  opscore migrate sql --all --database postgres:// --schema opscore`,
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			place, err := a.place(cmd)
+			if err != nil {
+				return err
+			}
+			m := migration{Database: place.String()}
+			if !all {
+				m, err = place.schema(cmd.Context())
+				if err != nil {
+					return fmt.Errorf("%w; to print everything without connecting: opscore migrate sql --all%s", err, a.again())
+				}
+				if err := m.newer(); err != nil {
+					return err
+				}
+			}
+			text, err := place.migrationSQL(m.Current)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(map[string]any{"database": m.Database, "current": m.Current, "sql": text})
+			}
+			if text == "" {
+				a.say("%s: schema version %d, up to date: nothing is left to execute", m, m.Current)
+			}
+			return a.print(text)
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "print everything and connect to no database")
+	return c
 }
 
 func (a *app) place(cmd *cobra.Command) (database, error) {

@@ -31,6 +31,8 @@ type database interface {
 	schema(ctx context.Context) (migration, error)
 	// migrate brings its schema up to date.
 	migrate(ctx context.Context) error
+	// migrationSQL returns what migrate would execute on a schema of that version, without connecting.
+	migrationSQL(from int64) (string, error)
 	// String names it, without secrets, for people and for a command line.
 	String() string
 }
@@ -137,6 +139,8 @@ func (f sqliteFile) migrate(context.Context) error {
 	return s.Close()
 }
 
+func (f sqliteFile) migrationSQL(from int64) (string, error) { return sqlite.MigrationSQL(from) }
+
 // postgresPlace is the postgres tier.
 type postgresPlace struct{ url, schemaName string }
 
@@ -170,6 +174,10 @@ func (p postgresPlace) schema(ctx context.Context) (migration, error) {
 
 func (p postgresPlace) migrate(ctx context.Context) error {
 	return postgres.Migrate(ctx, p.url, p.options())
+}
+
+func (p postgresPlace) migrationSQL(from int64) (string, error) {
+	return postgres.MigrationSQL(p.options(), from)
 }
 
 // postgresStore closes like the other.
