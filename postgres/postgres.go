@@ -89,6 +89,9 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	if err := refuseDowngrade(config.ConnConfig); err != nil {
 		return nil, err
 	}
+	if err := refuseMode(config.ConnConfig.DefaultQueryExecMode); err != nil {
+		return nil, err
+	}
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
 	}
@@ -123,6 +126,16 @@ func refuseDowngrade(c *pgx.ConnConfig) error {
 				"database at %s: sslmode prefer or allow may end up without encryption and not say so; use sslmode=verify-full "+
 					"(or require), or sslmode=disable if plain text is what you want", f.Host)}
 		}
+	}
+	return nil
+}
+
+// refuseMode refuses the modes that do not learn the types of parameters from the server: arrays of ids cannot be sent in them.
+func refuseMode(mode pgx.QueryExecMode) error {
+	if mode == pgx.QueryExecModeExec || mode == pgx.QueryExecModeSimpleProtocol {
+		return &opscore.Error{Code: opscore.CodeInvalid, Message: fmt.Sprintf(
+			"database URL: default_query_exec_mode %s does not work here; behind a transaction-pooling proxy use cache_describe",
+			strings.ReplaceAll(mode.String(), " ", "_"))}
 	}
 	return nil
 }
@@ -183,11 +196,17 @@ func (s *Store) transact(ctx context.Context, what string, do func(pgx.Tx) error
 	return nil
 }
 
+// unprepared is what a proxy does that gives each transaction another connection.
+const unprepared = "prepared statements get lost or mixed up between us and the server, as behind a transaction-pooling proxy: " +
+	"add default_query_exec_mode=cache_describe to the database URL"
+
 // causes says in words what PostgreSQL's errors mean for whoever runs the tasks, and what helps.
 var causes = map[string]string{
 	"42P01": "a table is missing: run `opscore migrate up`",
 	"42703": "a column is missing: run `opscore migrate up`",
 	"3F000": "the schema is missing: run `opscore migrate up`",
+	"26000": unprepared,
+	"42P05": unprepared,
 	"42501": "the role lacks a permission: see docs/operations/postgres.md for the grants",
 	"28P01": "the password is wrong",
 	"28000": "the server does not let this role in",
