@@ -2,6 +2,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,23 @@ const DefaultSchema = "opscore"
 
 var schemaRule = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,62}$`)
 
+// ValidSchema checks a name for [Options]. The error is [opscore.ErrInvalid] and says what a name may be.
+func ValidSchema(name string) error {
+	if !schemaRule.MatchString(name) {
+		return &opscore.Error{Code: opscore.CodeInvalid, Message: "a name starts with a letter or _ and has up to 63 letters, digits and _"}
+	}
+	return nil
+}
+
+// schema returns the name as statements have it.
+func (o Options) schema() (quoted string, err error) {
+	name := cmp.Or(o.Schema, DefaultSchema)
+	if err := ValidSchema(name); err != nil {
+		return "", fmt.Errorf("schema %q: %w", name, err)
+	}
+	return pgx.Identifier{name}.Sanitize(), nil
+}
+
 // Open connects to the database that url names (see pgx for what it may hold) and checks that its schema is the one
 // this binary knows: [Migrate] makes it so. An encrypted connection that would silently fall back to plain text is
 // refused unless the server is on this machine. Errors are [opscore.ErrUnavailable] and never hold a password.
@@ -65,15 +83,9 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 }
 
 func connect(ctx context.Context, url string, o Options) (*Store, error) {
-	schema := o.Schema
-	if schema == "" {
-		schema = DefaultSchema
-	}
-	if !schemaRule.MatchString(schema) {
-		return nil, &opscore.Error{
-			Code:    opscore.CodeInvalid,
-			Message: fmt.Sprintf("schema %q: a name starts with a letter or _ and has up to 63 letters, digits and _", schema),
-		}
+	schema, err := o.schema()
+	if err != nil {
+		return nil, err
 	}
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -82,10 +94,13 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	if err := refuseDowngrade(config.ConnConfig); err != nil {
 		return nil, err
 	}
+	if err := refuseMode(config.ConnConfig.DefaultQueryExecMode); err != nil {
+		return nil, err
+	}
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
 	}
-	s := &Store{schema: pgx.Identifier{schema}.Sanitize(), texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger()}
+	s := &Store{schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger()}
 	config.AfterConnect = s.connected
 	s.wake.init()
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
@@ -117,6 +132,16 @@ func refuseDowngrade(c *pgx.ConnConfig) error {
 				"database at %s: sslmode prefer or allow may end up without encryption and not say so; use sslmode=verify-full "+
 					"(or require), or sslmode=disable if plain text is what you want", f.Host)}
 		}
+	}
+	return nil
+}
+
+// refuseMode refuses the modes that do not learn the types of parameters from the server: arrays of ids cannot be sent in them.
+func refuseMode(mode pgx.QueryExecMode) error {
+	if mode == pgx.QueryExecModeExec || mode == pgx.QueryExecModeSimpleProtocol {
+		return &opscore.Error{Code: opscore.CodeInvalid, Message: fmt.Sprintf(
+			"database URL: default_query_exec_mode %s does not work here; behind a transaction-pooling proxy use cache_describe",
+			strings.ReplaceAll(mode.String(), " ", "_"))}
 	}
 	return nil
 }
@@ -212,11 +237,17 @@ func (s *Store) transact(ctx context.Context, what string, do func(pgx.Tx) error
 	return nil
 }
 
+// unprepared is what a proxy does that gives each transaction another connection.
+const unprepared = "prepared statements get lost or mixed up between us and the server, as behind a transaction-pooling proxy: " +
+	"add default_query_exec_mode=cache_describe to the database URL"
+
 // causes says in words what PostgreSQL's errors mean for whoever runs the tasks, and what helps.
 var causes = map[string]string{
 	"42P01": "a table is missing: run `opscore migrate up`",
 	"42703": "a column is missing: run `opscore migrate up`",
 	"3F000": "the schema is missing: run `opscore migrate up`",
+	"26000": unprepared,
+	"42P05": unprepared,
 	"42501": "the role lacks a permission: see docs/operations/postgres.md for the grants",
 	"28P01": "the password is wrong",
 	"28000": "the server does not let this role in",

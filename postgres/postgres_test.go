@@ -288,12 +288,19 @@ func TestAWrongSchemaIsRefusedWithTheCommandThatFixesIt(t *testing.T) {
 			t.Errorf("%s: %v", tc.change, err)
 		}
 	}
+	if err := postgres.Migrate(t.Context(), url, postgres.Options{}); err == nil || !strings.Contains(err.Error(), "nothing was changed") {
+		t.Errorf("migrate a newer schema: %v", err)
+	}
 }
 
 func TestSchemasOfOneDatabaseAreApart(t *testing.T) {
 	url := nodes.Database(t, "empty", func(string) error { return nil })
 	for _, schema := range []string{"one", "Two"} {
 		o := postgres.Options{Schema: schema}
+		_, err := postgres.Open(t.Context(), url, o)
+		if err == nil || !strings.Contains(err.Error(), "run `opscore migrate up --schema "+schema+"`") {
+			t.Errorf("without the schema %s: %v", schema, err)
+		}
 		if err := postgres.Migrate(t.Context(), url, o); err != nil {
 			t.Fatal(err)
 		}
@@ -327,6 +334,53 @@ func TestSchemasOfOneDatabaseAreApart(t *testing.T) {
 		if _, err := postgres.Open(t.Context(), url, postgres.Options{Schema: bad}); !errors.Is(err, opscore.ErrInvalid) {
 			t.Errorf("schema %q: %v", bad, err)
 		}
+	}
+}
+
+// catalog is all of a schema that its name leaves open: columns, defaults, storage, indexes, constraints, and the versions noted.
+const catalog = `SELECT string_agg(line, E'\n' ORDER BY line) FROM (
+	SELECT format('%s.%s %s %s %s %s', table_name, column_name, data_type, is_nullable, column_default, identity_generation) AS line
+		FROM information_schema.columns WHERE table_schema = 'opscore'
+	UNION ALL SELECT format('%s %s', relname, reloptions) FROM pg_class WHERE relnamespace = 'opscore'::regnamespace
+	UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'opscore'
+	UNION ALL SELECT conrelid::regclass || pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'opscore'::regnamespace
+	UNION ALL SELECT format('version %s %s', version_id, is_applied) FROM opscore.version) lines`
+
+func TestThePrintedSQLMakesWhatMigrateMakes(t *testing.T) {
+	byHand := nodes.Database(t, "empty", func(string) error { return nil })
+	text, err := postgres.MigrationSQL(postgres.Options{}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), byHand)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = conn.Exec(t.Context(), text)
+	if err := errors.Join(err, conn.Close(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	st, err := postgres.Status(t.Context(), byHand, postgres.Options{})
+	if err != nil || st.Current != st.Target {
+		t.Errorf("status = %+v, %v", st, err)
+	}
+	var catalogs [2]string
+	for i, url := range []string{byHand, database(t)} {
+		if err := open(t, url).Pool().QueryRow(t.Context(), catalog).Scan(&catalogs[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if catalogs[0] != catalogs[1] || len(catalogs[0]) < 1000 {
+		t.Errorf("by hand:\n%s\n\nmigrated:\n%s", catalogs[0], catalogs[1])
+	}
+	if err := postgres.Migrate(t.Context(), byHand, postgres.Options{}); err != nil {
+		t.Errorf("migrate what was made by hand: %v", err)
+	}
+	if text, err = postgres.MigrationSQL(postgres.Options{}, st.Target); err != nil || text != "" {
+		t.Errorf("of an up to date schema: %q, %v", text, err)
+	}
+	if _, err := postgres.MigrationSQL(postgres.Options{Schema: "a b"}, 0); !errors.Is(err, opscore.ErrInvalid) {
+		t.Errorf("of a schema with a bad name: %v", err)
 	}
 }
 
@@ -453,9 +507,12 @@ func TestEachRoleCanDoItsPartAndNoMore(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	if _, err := charge.Submit(t.Context(), client, order{3}, opscore.Queue("idle")); err != nil { // to be claimed
+		t.Fatal(err)
+	}
 	for what, forbidden := range map[string]error{
 		"a submitter cancels": second(submitter.Cancel(t.Context(), []opscore.ID{sub.ID}, "eve")),
-		"a submitter claims":  second(submitter.Claim(t.Context(), opscore.Claim{Queues: []string{"default"}, Actors: []string{"charge"}, Max: 1})),
+		"a submitter claims":  second(submitter.Claim(t.Context(), opscore.Claim{Queues: []string{"idle"}, Actors: []string{"charge"}, Max: 1})),
 		"a submitter pauses":  submitter.Pause(t.Context(), []string{"q"}, "eve", ""),
 		"a reader submits":    second(charge.Submit(t.Context(), &opscore.Client{Store: reader}, order{2})),
 		"a reader pauses":     reader.Pause(t.Context(), []string{"q"}, "eve", ""),

@@ -39,7 +39,11 @@ func runWorker(url string) error {
 	}
 	h := opscore.Handlers{}
 	opscore.Handle(h, charge, func(ctx context.Context, o order) (string, error) {
-		<-time.After(2 * time.Millisecond)
+		pause := 2 * time.Millisecond
+		if o.Number%20 == 0 {
+			pause *= 20 // so that some are running at any moment
+		}
+		<-time.After(pause)
 		return fmt.Sprintf("charged by %d", os.Getpid()), nil
 	})
 	w := &opscore.Worker{Store: s, Handlers: h, Log: slog.New(slog.DiscardHandler), OnReady: func(w opscore.WorkerInfo) { fmt.Println(w.ID) }}

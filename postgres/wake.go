@@ -1,7 +1,9 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -61,11 +63,13 @@ func (s *Store) Wake() <-chan struct{} {
 	return w.ch
 }
 
-// listenAll hears the other processes. It is only speed: where it cannot listen, as behind a transaction-pooling proxy,
-// sources see new tasks at their next poll.
+// listenAll hears the other processes. It is only speed: where it cannot listen, as behind a proxy, sources see new tasks at
+// their next poll.
 func (s *Store) listenAll(ctx context.Context) {
 	for ctx.Err() == nil {
-		_ = s.listenOnce(ctx)
+		if errors.Is(s.listenOnce(ctx), errProxied) {
+			return
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -73,10 +77,19 @@ func (s *Store) listenAll(ctx context.Context) {
 	}
 }
 
+// errProxied says that the connection may lead to another of the server's processes at any time. The one that listens would
+// talk to whoever gets it next.
+var errProxied = errors.New("a proxy pools the connections")
+
 func (s *Store) listenOnce(ctx context.Context) error {
 	pooled, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return err
+	}
+	var pid uint32
+	if err := pooled.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil || pid != pooled.Conn().PgConn().PID() {
+		pooled.Release()
+		return cmp.Or(err, errProxied)
 	}
 	conn := pooled.Hijack() // a connection of its own: it listens for good
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()

@@ -2,6 +2,7 @@ package sqlite_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -98,6 +99,44 @@ func TestAFileOfANewerVersionIsLeftAlone(t *testing.T) {
 	}
 	if after, err := sqlite.Status(path); err != nil || after.Current != 99 {
 		t.Errorf("status = %+v, %v", after, err)
+	}
+}
+
+func TestThePrintedSQLMakesWhatAnOpenMakes(t *testing.T) {
+	dir := t.TempDir()
+	byHand := filepath.Join(dir, "by-hand.db")
+	text, err := sqlite.MigrationSQL(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", byHand)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.ExecContext(t.Context(), text)
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	st, err := sqlite.Status(byHand)
+	if err != nil || st.Current != st.Target {
+		t.Errorf("status = %+v, %v", st, err)
+	}
+	var schemas [2]string
+	for i, path := range []string{byHand, filepath.Join(dir, "opened.db")} {
+		err := openAt(t, path).DB().QueryRowContext(t.Context(), `
+			SELECT group_concat(line, char(10)) FROM (
+				SELECT sql AS line FROM sqlite_schema WHERE sql <> ''
+				UNION ALL SELECT 'version ' || version_id || ' ' || is_applied FROM opscore_version ORDER BY 1)`).Scan(&schemas[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		schemas[i] = strings.Join(strings.Fields(schemas[i]), " ")
+	}
+	if schemas[0] != schemas[1] || len(schemas[0]) < 1000 {
+		t.Errorf("by hand:\n%s\n\nopened:\n%s", schemas[0], schemas[1])
+	}
+	if text, err = sqlite.MigrationSQL(st.Target); err != nil || text != "" {
+		t.Errorf("of an up to date file: %q, %v", text, err)
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
+	"strings"
 
 	"github.com/pressly/goose/v3"
 
@@ -77,6 +79,52 @@ func status(ctx context.Context, db *sql.DB) (SchemaStatus, error) {
 	err = db.QueryRowContext(ctx, "SELECT coalesce(max(version_id), 0) FROM "+versionTable).Scan(&st.Current)
 	return st, err
 }
+
+// MigrationSQL returns what an open would execute on a file of that version, which is 0 for a new one, for somebody else to
+// review or to execute: one transaction, with what goose notes about versions. It is empty if nothing is left to do.
+func MigrationSQL(from int64) (string, error) {
+	files, err := fs.Glob(migrations, "migrations/*.sql")
+	if err != nil {
+		return "", err
+	}
+	var steps strings.Builder
+	note := func(version int64) {
+		fmt.Fprintf(&steps, "INSERT INTO %s (version_id, is_applied) VALUES (%d, 1);\n", versionTable, version)
+	}
+	if from == 0 {
+		steps.WriteString(createVersionTable)
+		note(0)
+	}
+	for _, name := range files {
+		version, err := goose.NumericComponent(name)
+		if err != nil {
+			return "", err
+		}
+		text, err := migrations.ReadFile(name)
+		if err != nil {
+			return "", err
+		}
+		if version > from {
+			up, _, _ := strings.Cut(string(text), "-- +goose Down\n")
+			fmt.Fprintf(&steps, "\n-- %s\n%s", path.Base(name), strings.TrimPrefix(up, "-- +goose Up\n"))
+			note(version)
+		}
+	}
+	if from >= target() {
+		return "", nil
+	}
+	return fmt.Sprintf("-- opscore's tables, from version %d to %d. Stop at the first error: sqlite3 -bail DATABASE <FILE\n"+
+		"BEGIN IMMEDIATE;\n%s\nCOMMIT;\n", from, target(), &steps), nil
+}
+
+// createVersionTable makes the table that goose makes for itself.
+const createVersionTable = `CREATE TABLE ` + versionTable + ` (
+	id INTEGER PRIMARY KEY AUTOINCREMENT,
+	version_id INTEGER NOT NULL,
+	is_applied INTEGER NOT NULL,
+	tstamp TIMESTAMP DEFAULT (datetime('now'))
+);
+`
 
 // knownSchema notices that a newer binary has changed the schema meanwhile.
 func knownSchema(c *conn) error {

@@ -14,22 +14,41 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/postgres"
 	"github.com/opscore/opscore/sqlite"
 )
 
 func (a *app) migrateCommand() *cobra.Command {
 	return a.group("migrate", "Show and update the schema of the database",
-		`Migrate is about the schema of the database. Commands update it by themselves when they open an older file;
-migrate up does only that, and migrate status only looks.`,
-		a.migrateUpCommand(), a.migrateStatusCommand())
+		`Migrate is about the schema of the database. Commands update it by themselves when they open an older SQLite
+file, and never in PostgreSQL, where other versions may be at work; migrate up does only that, migrate status only looks, and
+migrate sql prints what migrate up would execute.`,
+		a.migrateUpCommand(), a.migrateStatusCommand(), a.migrateSQLCommand())
 }
 
 // migration is a schema's state as it is printed.
 type migration struct {
 	Database string `json:"database"`
+	Schema   string `json:"schema,omitempty"` // of a PostgreSQL database
 	Exists   bool   `json:"exists"`
 	Current  int64  `json:"current"` // of the database; 0 if it has none yet
 	Target   int64  `json:"target"`  // of this binary
+}
+
+// String names the schema that is meant.
+func (m migration) String() string {
+	if m.Schema == "" || m.Schema == postgres.DefaultSchema {
+		return m.Database
+	}
+	return m.Database + ", schema " + m.Schema
+}
+
+// newer is the error of a schema that this binary does not know.
+func (m migration) newer() error {
+	if m.Current <= m.Target {
+		return nil
+	}
+	return fmt.Errorf("%s has schema version %d, but this binary knows only up to %d: use a newer opscore", m, m.Current, m.Target)
 }
 
 func (a *app) migrateUpCommand() *cobra.Command {
@@ -60,9 +79,9 @@ processes may do so at once. A database from a newer version is left alone.`,
 				return a.printJSON(after)
 			}
 			if before.Current == after.Current {
-				return a.printf("%s: schema version %d, up to date", after.Database, after.Current)
+				return a.printf("%s: schema version %d, up to date", after, after.Current)
 			}
-			return a.printf("%s: schema version %d, was %d", after.Database, after.Current, before.Current)
+			return a.printf("%s: schema version %d, was %d", after, after.Current, before.Current)
 		},
 	}
 }
@@ -84,23 +103,65 @@ database is from a newer version.`,
 			if err != nil {
 				return err
 			}
-			var newer error
-			if m.Current > m.Target {
-				newer = fmt.Errorf("%s has schema version %d, but this binary knows only up to %d: use a newer opscore", m.Database, m.Current, m.Target)
-			}
-			switch {
+			switch newer := m.newer(); {
 			case a.json:
 				return errors.Join(a.printJSON(m), newer)
 			case newer != nil:
 				return newer
+			case !m.Exists && m.Schema != "":
+				return a.printf("%s has no schema %s yet; create it, with version %d: opscore migrate up%s", m.Database, m.Schema, m.Target, a.again())
 			case !m.Exists:
-				return a.printf("%s does not exist yet; this binary would create it with schema version %d", m.Database, m.Target)
+				return a.printf("%s does not exist yet; this binary would create it with schema version %d", m, m.Target)
 			case m.Current < m.Target:
-				return a.printf("%s: schema version %d, this binary has %d; update it: opscore migrate up", m.Database, m.Current, m.Target)
+				return a.printf("%s: schema version %d, this binary has %d; update it: opscore migrate up%s", m, m.Current, m.Target, a.again())
 			}
-			return a.printf("%s: schema version %d, up to date", m.Database, m.Current)
+			return a.printf("%s: schema version %d, up to date", m, m.Current)
 		},
 	}
+}
+
+func (a *app) migrateSQLCommand() *cobra.Command {
+	var all bool
+	c := &cobra.Command{
+		Use:   "sql",
+		Short: "Print the SQL that migrate up would execute",
+		Long: `Sql prints the statements that migrate up would execute, for somebody else to review or to execute by hand: one
+transaction that also notes the new version, so that this binary accepts the database afterwards. It reads the version that the
+database has and prints what that lacks; nothing if it is up to date. With --all it prints everything, for a database that
+has nothing yet, and connects to none: the URL may be as short as postgres://.`,
+		Example: `  opscore migrate sql >up.sql && psql -v ON_ERROR_STOP=1 -f up.sql
+  opscore migrate sql --all --database postgres:// --schema opscore`,
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			place, err := a.place(cmd)
+			if err != nil {
+				return err
+			}
+			m := migration{Database: place.String()}
+			if !all {
+				m, err = place.schema(cmd.Context())
+				if err != nil {
+					return fmt.Errorf("%w; to print everything without connecting: opscore migrate sql --all%s", err, a.again())
+				}
+				if err := m.newer(); err != nil {
+					return err
+				}
+			}
+			text, err := place.migrationSQL(m.Current)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(map[string]any{"database": m.Database, "current": m.Current, "sql": text})
+			}
+			if text == "" {
+				a.say("%s: schema version %d, up to date: nothing is left to execute", m, m.Current)
+			}
+			return a.print(text)
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "print everything and connect to no database")
+	return c
 }
 
 func (a *app) place(cmd *cobra.Command) (database, error) {
@@ -108,8 +169,7 @@ func (a *app) place(cmd *cobra.Command) (database, error) {
 	if err != nil {
 		return nil, err
 	}
-	place, _, err := conf.place()
-	return place, err
+	return a.locate(cmd, conf)
 }
 
 func (a *app) configCommand() *cobra.Command {

@@ -16,12 +16,14 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/postgres"
 )
 
 // config is what this invocation works with.
 type config struct {
 	file      string // absolute path of the file that was read; "" if there is none
 	database  string // as it was given; "" means the default file
+	schema    string // of a PostgreSQL database
 	queues    []string
 	slots     int
 	drain     time.Duration
@@ -55,6 +57,14 @@ func settings() []setting {
 				}
 				c.database = raw[0]
 				return nil
+			},
+		},
+		{
+			key: "schema", env: "OPSCORE_SCHEMA", def: postgres.DefaultSchema,
+			usage: "keep the tables in the schema `NAME` of a PostgreSQL database (default opscore)",
+			parse: func(c *config, raw []string) error {
+				c.schema = raw[0]
+				return postgres.ValidSchema(c.schema)
 			},
 		},
 		{
@@ -165,6 +175,12 @@ func (a *app) loadConfig(cmd *cobra.Command) (*config, error) {
 		c.values = append(c.values, v)
 	}
 	return c, nil
+}
+
+// origin says where the value of a setting comes from.
+func (c *config) origin(key string) string {
+	i := slices.IndexFunc(c.values, func(v value) bool { return v.key == key })
+	return c.values[i].candidates[0].origin
 }
 
 func (s setting) split(text string) []string {

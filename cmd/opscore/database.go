@@ -31,6 +31,8 @@ type database interface {
 	schema(ctx context.Context) (migration, error)
 	// migrate brings its schema up to date.
 	migrate(ctx context.Context) error
+	// migrationSQL returns what migrate would execute on a schema of that version, without connecting.
+	migrationSQL(from int64) (string, error)
 	// String names it, without secrets, for people and for a command line.
 	String() string
 }
@@ -40,9 +42,12 @@ var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
 // place returns the database that the configuration names, and whether it is the default one.
 func (c *config) place() (db database, isDefault bool, err error) {
 	if strings.HasPrefix(c.database, "postgres://") || strings.HasPrefix(c.database, "postgresql://") {
-		return postgresURL(c.database), false, nil
+		return postgresPlace{c.database, c.schema}, false, nil
 	}
 	path, isDefault, err := c.databasePath()
+	if err == nil && c.schema != postgres.DefaultSchema {
+		err = usagef("schema (%s) %q: only a postgres:// database has schemas, but the tasks are kept in the file %s", c.origin("schema"), c.schema, path)
+	}
 	return sqliteFile(path), isDefault, err
 }
 
@@ -122,7 +127,7 @@ func (f sqliteFile) open(_ context.Context, exists mustExist) (store, error) {
 func (f sqliteFile) schema(context.Context) (migration, error) {
 	_, missing := os.Stat(string(f))
 	st, err := sqlite.Status(string(f))
-	return migration{f.String(), !errors.Is(missing, fs.ErrNotExist), st.Current, st.Target}, err
+	return migration{f.String(), "", !errors.Is(missing, fs.ErrNotExist), st.Current, st.Target}, err
 }
 
 // migrate needs no more than an open.
@@ -134,14 +139,18 @@ func (f sqliteFile) migrate(context.Context) error {
 	return s.Close()
 }
 
-// postgresURL is the postgres tier.
-type postgresURL string
+func (f sqliteFile) migrationSQL(from int64) (string, error) { return sqlite.MigrationSQL(from) }
+
+// postgresPlace is the postgres tier.
+type postgresPlace struct{ url, schemaName string }
+
+func (p postgresPlace) options() postgres.Options { return postgres.Options{Schema: p.schemaName} }
 
 // String leaves out what may be secret: the password, and the parameters.
-func (u postgresURL) String() string {
-	parsed, err := url.Parse(string(u))
+func (p postgresPlace) String() string {
+	parsed, err := url.Parse(p.url)
 	if err != nil {
-		return redactDatabase(string(u))
+		return redactDatabase(p.url)
 	}
 	shown := url.URL{Scheme: parsed.Scheme, Host: parsed.Host, Path: parsed.Path}
 	if name := parsed.User.Username(); name != "" {
@@ -150,21 +159,25 @@ func (u postgresURL) String() string {
 	return shown.String()
 }
 
-func (u postgresURL) open(ctx context.Context, _ mustExist) (store, error) {
-	s, err := postgres.Open(ctx, string(u), postgres.Options{})
+func (p postgresPlace) open(ctx context.Context, _ mustExist) (store, error) {
+	s, err := postgres.Open(ctx, p.url, p.options())
 	if err != nil {
 		return nil, err
 	}
 	return postgresStore{s}, nil
 }
 
-func (u postgresURL) schema(ctx context.Context) (migration, error) {
-	st, err := postgres.Status(ctx, string(u), postgres.Options{})
-	return migration{u.String(), st.Current > 0, st.Current, st.Target}, err
+func (p postgresPlace) schema(ctx context.Context) (migration, error) {
+	st, err := postgres.Status(ctx, p.url, p.options())
+	return migration{p.String(), p.schemaName, st.Current > 0, st.Current, st.Target}, err
 }
 
-func (u postgresURL) migrate(ctx context.Context) error {
-	return postgres.Migrate(ctx, string(u), postgres.Options{})
+func (p postgresPlace) migrate(ctx context.Context) error {
+	return postgres.Migrate(ctx, p.url, p.options())
+}
+
+func (p postgresPlace) migrationSQL(from int64) (string, error) {
+	return postgres.MigrationSQL(p.options(), from)
 }
 
 // postgresStore closes like the other.

@@ -36,7 +36,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitOK
 	}
 	if text := err.Error(); text != "" {
-		a.say("opscore: %s", redact(strings.ReplaceAll(text, "\n", "; "))) // of joined errors
+		text = redact(strings.ReplaceAll(text, "\n", "; ")) // of joined errors
+		// The store knows the command that helps, but not the flag that named the database.
+		a.say("opscore: %s", strings.ReplaceAll(text, "`opscore migrate up", "`opscore migrate up"+a.database))
 	}
 	return exitStatus(err)
 }
@@ -64,6 +66,8 @@ type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	json           bool // --json
+
+	database, schema string // the flags that name the database, as a command line has them; "" if they were not given
 }
 
 // say writes one line for people. What it says may contain data, so it is escaped for the terminal.
@@ -84,7 +88,7 @@ type interruptedError struct{ text string }
 
 func (e interruptedError) Error() string { return e.text }
 
-var userinfo = regexp.MustCompile(`://[^\s"']*@`)
+var userinfo = regexp.MustCompile(`://[^\s"'@]*:[^\s"']*@`)
 
-// redact removes what stands before the @ of a URL: errors quote what they were given, secrets included.
+// redact removes the user and the password of a URL that has a password: errors quote what they were given, secrets included.
 func redact(s string) string { return userinfo.ReplaceAllString(s, "://…@") }

@@ -22,18 +22,33 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"opscore": main})
 }
 
-// TestScripts runs testdata/*.txtar, which read as the manual of each command.
+// TestScripts runs testdata/*.txtar, which read as the manual of each command. What they say holds on SQLite.
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
+	p := scripts("sqlite", func(*testscript.Env) error { return nil })
+	p.Dir = "testdata"
+	testscript.Run(t, p)
+}
+
+// scripts returns how scripts run on a tier, whose name is a condition in them.
+func scripts(tier string, setup func(*testscript.Env) error) testscript.Params {
+	return testscript.Params{
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		Condition: func(cond string) (bool, error) {
+			if cond != "sqlite" && cond != "postgres" {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			return cond == tier, nil
+		},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 			env.Setenv("TZ", "UTC")
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // else every command takes a second longer under -race
-			return os.Mkdir(filepath.Join(env.WorkDir, "home"), 0o700)
+			if err := os.Mkdir(filepath.Join(env.WorkDir, "home"), 0o700); err != nil {
+				return err
+			}
+			return setup(env)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"waitfile":   waitFile,
@@ -42,8 +57,9 @@ func TestScripts(t *testing.T) {
 			"eventually": eventually,
 			"writefile":  writeFile,
 			"status":     exitsWith,
+			"server":     startServer,
 		},
-	})
+	}
 }
 
 const patience = 20 * time.Second

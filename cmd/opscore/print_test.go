@@ -72,6 +72,9 @@ func TestSecretsOfURLsAreNotRepeated(t *testing.T) {
 			t.Errorf("got %s", got)
 		}
 	}
+	if got := redact("try --database postgres://me@db.example.com:5432/app"); !strings.Contains(got, "//me@db") {
+		t.Errorf("a user without a password is hidden: %s", got)
+	}
 	if got := redact(`dial "postgres://me:canary@db.example.com": refused`); strings.Contains(got, "canary") {
 		t.Errorf("got %s", got)
 	}

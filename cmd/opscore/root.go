@@ -37,7 +37,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetHelpCommand(a.helpCommand())
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON, for programs")
 	root.PersistentFlags().String("config", "", "read the configuration from `FILE` (default opscore.yaml, if there is one)")
-	addSettingFlags(root.PersistentFlags(), "database", "log_format")
+	addSettingFlags(root.PersistentFlags(), "database", "schema", "log_format")
 	root.AddGroup(
 		&cobra.Group{ID: "work", Title: "Run tasks:"},
 		&cobra.Group{ID: "look", Title: "Look after them:"},

@@ -46,7 +46,7 @@ const (
 )
 
 func (a *app) open(cmd *cobra.Command, conf *config, exists mustExist) (*session, error) {
-	place, _, err := conf.place()
+	place, err := a.locate(cmd, conf)
 	if err != nil {
 		return nil, err
 	}
@@ -64,13 +64,23 @@ func (s *session) sayDatabase() {
 	}
 }
 
-// again returns the flags with which another command works on the same database.
-func (s *session) again() string {
-	if f := s.cmd.Flags().Lookup("database"); f.Changed {
-		return " --database " + shellQuote(s.place.String())
+// locate returns the database that the configuration names, and remembers the flags that did.
+func (a *app) locate(cmd *cobra.Command, conf *config) (database, error) {
+	place, _, err := conf.place()
+	if err != nil {
+		return nil, err
 	}
-	return ""
+	if cmd.Flags().Changed("database") {
+		a.database = " --database " + shellQuote(place.String())
+	}
+	if cmd.Flags().Changed("schema") {
+		a.schema = " --schema " + conf.schema
+	}
+	return place, nil
 }
+
+// again returns the flags with which another command works on the same database.
+func (a *app) again() string { return a.database + a.schema }
 
 // notFound adds to a missing task where it was looked for.
 func (s *session) notFound(id opscore.ID, err error) error {

@@ -69,6 +69,9 @@ func (s *session) watch(ctx context.Context, id opscore.ID) (opscore.Task, error
 	retries := retryTeller{s, bar, -1}
 	for delay := 2 * time.Millisecond; ; delay = min(delay*3/2, 100*time.Millisecond) {
 		t, err := s.client.Get(ctx, id)
+		if err != nil && ctx.Err() != nil { // that is why
+			return t, context.Cause(ctx)
+		}
 		if err != nil || t.State.Terminal() {
 			return t, err
 		}

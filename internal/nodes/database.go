@@ -32,11 +32,25 @@ var (
 // called opscore_test_….
 func Database(t testing.TB, template string, migrate func(url string) error) string {
 	t.Helper()
+	at, drop, err := NewDatabase(template, migrate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := drop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return at
+}
+
+// NewDatabase is [Database] for examples, which have no test.
+func NewDatabase(template string, migrate func(url string) error) (at string, drop func() error, err error) {
 	name, server, from := randomName(), os.Getenv(serverEnv), "template0"
 	if server == "" {
 		p, err := sharedServer()
 		if err != nil {
-			t.Fatal(err)
+			return "", nil, err
 		}
 		server = p.URL("postgres")
 		made, _ := sharedTemplates.LoadOrStore(template, sync.OnceValues(func() (string, error) {
@@ -44,23 +58,18 @@ func Database(t testing.TB, template string, migrate func(url string) error) str
 			return database, createDatabase(server, database, from, migrate)
 		}))
 		if from, err = made.(func() (string, error))(); err != nil {
-			t.Fatalf("make the template %s: %v", template, err)
+			return "", nil, fmt.Errorf("make the template %s: %w", template, err)
 		}
 		migrate = nil
 	}
-	t.Cleanup(func() {
-		if err := execOn(server, "DROP DATABASE IF EXISTS "+quote(name)+" WITH (FORCE)"); err != nil {
-			t.Error(err)
-		}
-	})
+	drop = func() error { return execOn(server, "DROP DATABASE IF EXISTS "+quote(name)+" WITH (FORCE)") }
+	if at, err = on(server, name); err != nil {
+		return "", nil, err
+	}
 	if err := createDatabase(server, name, from, migrate); err != nil {
-		t.Fatal(err)
+		return "", nil, errors.Join(err, drop())
 	}
-	at, err := on(server, name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return at
+	return at, drop, nil
 }
 
 func randomName() string {

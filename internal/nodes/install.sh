@@ -3,20 +3,38 @@
 # what to do. Costs nothing when they are. Creates and starts no server of the system's.
 set -eu
 
+missing="postgresql pgbouncer"
 for initdb in "$(command -v initdb || true)" /usr/lib/postgresql/*/bin/initdb; do
 	if [ -x "$initdb" ]; then
-		exit 0
+		missing=${missing#postgresql }
+		break
 	fi
 done
+if [ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null; then
+	missing=${missing%pgbouncer}
+fi
+missing=${missing% }
+if [ -z "$missing" ]; then
+	exit 0
+fi
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-	echo "PostgreSQL's server is missing. On Debian or Ubuntu run: sudo internal/nodes/install.sh" >&2
-	echo "Elsewhere install it so that initdb is in PATH." >&2
+	echo "missing: $missing. On Debian or Ubuntu run: sudo internal/nodes/install.sh" >&2
+	echo "Elsewhere install PostgreSQL's server and pgbouncer so that initdb and pgbouncer are in PATH." >&2
 	exit 1
 fi
 mkdir -p /etc/postgresql-common
 if ! [ -e /etc/postgresql-common/createcluster.conf ]; then
 	echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
 fi
+if ! [ -e /usr/sbin/policy-rc.d ]; then # it decides which services a package may start
+	trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+	printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+	chmod +x /usr/sbin/policy-rc.d
+fi
 apt-get update -q
+# shellcheck disable=SC2086 # one word per package
 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
-	-o DPkg::Lock::Timeout=120 -o Dpkg::Options::=--force-confold postgresql
+	-o DPkg::Lock::Timeout=120 -o Dpkg::Options::=--force-confold $missing
+case $missing in
+*pgbouncer) update-rc.d pgbouncer disable ;; # nor at the next boot
+esac

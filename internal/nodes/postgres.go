@@ -158,7 +158,7 @@ func (p *Postgres) Start(ctx context.Context) error {
 			return errors.New("start PostgreSQL: it runs")
 		}
 	}
-	server, err := p.dir.start(ctx, filepath.Join(p.bin, "postgres"), "-D", p.data(), "-p", strconv.Itoa(p.port))
+	server, err := p.dir.start(ctx, "QUIT", filepath.Join(p.bin, "postgres"), "-D", p.data(), "-p", strconv.Itoa(p.port))
 	if err != nil {
 		return err
 	}

@@ -227,6 +227,10 @@ func TestMissingServerIsAnErrorWithTheCommandThatInstallsIt(t *testing.T) {
 	if err == nil || !strings.HasSuffix(err.Error(), "install it with: sudo internal/nodes/install.sh") {
 		t.Errorf("err = %v", err)
 	}
+	_, err = findPgbouncer(filepath.Join(t.TempDir(), "pgbouncer"))
+	if err == nil || !strings.HasSuffix(err.Error(), "install it with: sudo internal/nodes/install.sh") {
+		t.Errorf("err = %v", err)
+	}
 	if _, err := os.Stat("install.sh"); err != nil {
 		t.Error(err)
 	}

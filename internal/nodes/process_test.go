@@ -29,6 +29,16 @@ var processes = map[string]func() error{
 	"paused":  func() error { return hold((*Postgres).Pause) },
 	"stopped": func() error { return hold((*Postgres).Stop) },
 	"killed":  func() error { return hold((*Postgres).Kill) },
+	// pooling has a proxy to no server.
+	"pooling": func() error {
+		p, err := startPgbouncer(context.Background(), "postgres://postgres@127.0.0.1:1/postgres")
+		if err != nil {
+			return err
+		}
+		fmt.Println(p.addr, p.dir.path)
+		fmt.Println("done")
+		select {}
+	},
 	// starting says where its server will be before it is there.
 	"starting": func() error {
 		started := make(chan error)
@@ -153,7 +163,7 @@ func remaining(t *testing.T, dir string) (found []string) {
 }
 
 func TestNothingOfAServerOutlivesAProcessThatIsKilled(t *testing.T) {
-	for _, role := range []string{"running", "paused", "stopped", "killed"} {
+	for _, role := range []string{"running", "paused", "stopped", "killed", "pooling"} {
 		t.Run(role, func(t *testing.T) {
 			t.Parallel()
 			dir := temp(t)
@@ -165,7 +175,7 @@ func TestNothingOfAServerOutlivesAProcessThatIsKilled(t *testing.T) {
 			if !strings.HasPrefix(at, dir) || len(remaining(t, dir)) == 0 {
 				t.Fatalf("the server is in %s, want in %s", at, dir)
 			}
-			if role == "running" && refused(addr) {
+			if (role == "running" || role == "pooling") && refused(addr) {
 				t.Fatal("the server does not accept connections")
 			}
 			if err := cmd.Process.Kill(); err != nil {

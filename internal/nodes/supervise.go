@@ -37,18 +37,20 @@ fi
 rm -rf "$dir"
 `
 
-// runnerScript runs a server and kills it when we are gone: its standard input is a pipe whose other end only we hold. It
-// repeats the signal because the server may not listen to it yet, and lets a server go on that is paused. It ends
+// runnerScript runs a server and ends it by the signal that it is given first when we are gone: its standard input is a pipe
+// whose other end only we hold. It repeats the signal because the server may not listen to it yet, and lets a server go on that is paused. It ends
 // when the server does, with its exit status.
 const runnerScript = `
 trap '' HUP INT QUIT TERM PIPE
 exec 4<&0
+signal=$1
+shift
 "$@" </dev/null 4<&- &
 server=$!
 echo "$server"
 {
 	read -r _
-	while kill -QUIT "$server" && kill -CONT "$server"; do sleep 0.1; done
+	while kill -"$signal" "$server" && kill -CONT "$server"; do sleep 0.1; done
 } <&4 >/dev/null 2>&1 3>&- &
 reader=$!
 wait "$server"
@@ -66,12 +68,15 @@ type directory struct {
 	guard *exec.Cmd
 }
 
-// newDirectory makes one. Root's servers run as the named user: most refuse to run as root.
+// serverUser is who root's servers run as: they refuse to run as root. PostgreSQL's package makes it.
+const serverUser = "postgres"
+
+// newDirectory makes one for the named server.
 func newDirectory(ctx context.Context, name string) (*directory, error) {
 	d := &directory{}
 	if os.Geteuid() == 0 {
 		var err error
-		if d.as, err = credential(name); err != nil {
+		if d.as, err = credential(serverUser); err != nil {
 			return nil, err
 		}
 	}
@@ -99,14 +104,14 @@ func newDirectory(ctx context.Context, name string) (*directory, error) {
 		return nil, fmt.Errorf("make a directory %s: %w", template, d.close())
 	}
 	d.path = strings.TrimSuffix(line, "\n")
-	if err := d.give(ctx, name); err != nil {
+	if err := d.give(ctx); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
 }
 
 // give makes the directory that of the user that the server runs as, if that is not us.
-func (d *directory) give(ctx context.Context, name string) error {
+func (d *directory) give(ctx context.Context) error {
 	if d.as == nil {
 		return nil
 	}
@@ -114,7 +119,7 @@ func (d *directory) give(ctx context.Context, name string) error {
 		return err
 	}
 	if err := d.run(ctx, d.as, "/bin/sh", "-c", ":"); errors.Is(err, os.ErrPermission) {
-		return fmt.Errorf("user %s cannot enter %s: set TMPDIR to a directory that it can enter: %w", name, d.path, err)
+		return fmt.Errorf("user %s cannot enter %s: set TMPDIR to a directory that it can enter: %w", serverUser, d.path, err)
 	} else if err != nil {
 		return err
 	}
@@ -200,14 +205,14 @@ type process struct {
 	err  error         // how it ended; to be read when gone is closed
 }
 
-// start starts a server.
-func (d *directory) start(ctx context.Context, argv ...string) (*process, error) {
+// start starts a server that this signal ends at once, with all that it has started.
+func (d *directory) start(ctx context.Context, signal string, argv ...string) (*process, error) {
 	log, err := d.openLog()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := d.command(context.WithoutCancel(ctx), d.as, log, slices.Concat([]string{"/bin/sh", "-c", runnerScript, "runner"}, argv)...)
+	cmd := d.command(context.WithoutCancel(ctx), d.as, log, slices.Concat([]string{"/bin/sh", "-c", runnerScript, "runner", signal}, argv)...)
 	life, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
