@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/internal/nodes"
 	"github.com/opscore/opscore/postgres"
@@ -272,15 +274,26 @@ func TestOutcomesThatTheDatabaseHasLostAreRecordedAgain(t *testing.T) {
 			s := open(t, url)
 			var ran atomic.Int64
 			h := opscore.Handlers{}
-			opscore.Handle(h, charge, func(_ context.Context, o order) (string, error) {
-				ran.Add(1)
+			const tasks = 100 // and one whose effect is in its completing transaction
+			if _, err := s.Pool().Exec(t.Context(), "CREATE TABLE paid (number integer PRIMARY KEY)"); err != nil {
+				t.Fatal(err)
+			}
+			opscore.Handle(h, charge, func(ctx context.Context, o order) (string, error) {
+				defer ran.Add(1)
+				if o.Number == tasks {
+					return "paid", pgx.BeginFunc(ctx, s.Pool(), func(tx pgx.Tx) error {
+						if _, err := tx.Exec(ctx, "INSERT INTO paid VALUES ($1)", o.Number); err != nil {
+							return err
+						}
+						return s.Complete(ctx, tx, "paid")
+					})
+				}
 				if o.Number%2 == 1 {
 					return "", opscore.Abort(errors.New("refused"))
 				}
 				return fmt.Sprint("charged ", o.Number), nil
 			})
-			const tasks = 100
-			fill(t, s, tasks)
+			fill(t, s, tasks+1)
 			worker := opscore.WorkerInfo{ID: opscore.ID{1}, Queues: []string{"default"}, Actors: []string{"charge"}}
 			beat := func() error {
 				_, err := s.Heartbeat(t.Context(), worker.ID, opscore.WorkerReady)
@@ -296,7 +309,7 @@ func TestOutcomesThatTheDatabaseHasLostAreRecordedAgain(t *testing.T) {
 			}
 			stop := employ(t, &opscore.Worker{Store: s, Handlers: h})
 			until(t, "all have run", 30*time.Second, func() bool {
-				return count(t, s, "SELECT count(*) FROM opscore.task WHERE state IN ('completed', 'failed')") == tasks
+				return count(t, s, "SELECT count(*) FROM opscore.task WHERE state IN ('completed', 'failed')") == tasks+1
 			})
 			stop()
 			if err := tc.comeBack(node, t.Context()); err != nil {
@@ -310,7 +323,7 @@ func TestOutcomesThatTheDatabaseHasLostAreRecordedAgain(t *testing.T) {
 				_, err := s.Count(t.Context())
 				return err == nil
 			})
-			for state, want := range map[opscore.State]int{opscore.Completed: tasks / 2, opscore.Failed: tasks / 2} {
+			for state, want := range map[opscore.State]int{opscore.Completed: tasks / 2, opscore.Failed: tasks / 2, opscore.Pending: 1} {
 				if n := count(t, s, "SELECT count(*) FROM opscore.task WHERE state = $1 AND (result IS NOT NULL) = ($1 = 'completed')", state); n != want {
 					t.Errorf("%d tasks are %s, want %d", n, state, want)
 				}
@@ -323,7 +336,9 @@ func TestOutcomesThatTheDatabaseHasLostAreRecordedAgain(t *testing.T) {
 			if _, err := charge.Submit(t.Context(), &opscore.Client{Store: s}, order{tasks + 2}); err != nil {
 				t.Fatal(err)
 			}
-			until(t, "work goes on", 10*time.Second, func() bool { return ran.Load() == tasks+1 })
+			until(t, "work goes on, and the task whose effect was lost has run again", 10*time.Second, func() bool {
+				return ran.Load() == tasks+3 && count(t, s, "SELECT count(*) FROM paid") == 1
+			})
 		})
 	}
 }

@@ -42,14 +42,15 @@ const (
 	replayBytes = 32 << 20
 )
 
-// remember keeps the terminal outcomes of those recorded.
-func (r *replay) remember(outcomes []opscore.Outcome, recorded []opscore.Recorded) {
+// remember keeps the terminal outcomes that were written here. One that was recorded before, as in a handler's own transaction,
+// is not ours to write again: its effects are lost with it, and it has to run again.
+func (r *replay) remember(outcomes []opscore.Outcome, recorded []opscore.Recorded, wrote []bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
 	for i := range outcomes {
 		o := &outcomes[i]
-		if recorded[i].Late || !recorded[i].State.Terminal() {
+		if !wrote[i] || !recorded[i].State.Terminal() {
 			continue
 		}
 		e := ended{

@@ -118,10 +118,10 @@ func scanClaimed(rows pgx.Rows, t *opscore.Task) error {
 
 // Finish implements [opscore.Runs].
 func (s *Store) Finish(ctx context.Context, outcomes []opscore.Outcome) ([]opscore.Recorded, error) {
-	recorded := make([]opscore.Recorded, len(outcomes))
-	rest, err := s.completePlain(ctx, outcomes, recorded)
+	recorded, wrote := make([]opscore.Recorded, len(outcomes)), make([]bool, len(outcomes))
+	rest, err := s.completePlain(ctx, outcomes, recorded, wrote)
 	if err == nil && len(rest) > 0 {
-		err = s.finishRest(ctx, outcomes, rest, recorded)
+		err = s.finishRest(ctx, outcomes, rest, recorded, wrote)
 	}
 	if err != nil && len(outcomes) > 1 && refused(err) {
 		// One row that cannot be stored must not block its neighbours.
@@ -130,7 +130,7 @@ func (s *Store) Finish(ctx context.Context, outcomes []opscore.Outcome) ([]opsco
 	if err != nil {
 		return nil, err
 	}
-	s.replay.remember(outcomes, recorded)
+	s.replay.remember(outcomes, recorded, wrote)
 	for _, r := range recorded {
 		if r.State == opscore.Pending {
 			s.lanes.changed()
@@ -141,9 +141,11 @@ func (s *Store) Finish(ctx context.Context, outcomes []opscore.Outcome) ([]opsco
 	return recorded, nil
 }
 
-// completePlain records the outcomes of the happy path, results without log lines, in one statement. It returns the
-// indexes of the others, and of those whose fence does not hold.
-func (s *Store) completePlain(ctx context.Context, outcomes []opscore.Outcome, recorded []opscore.Recorded) (rest []int, err error) {
+// completePlain records the outcomes of the happy path, results without log lines, in one statement. It says which it
+// wrote and returns the indexes of the others, and of those whose fence does not hold.
+func (s *Store) completePlain(
+	ctx context.Context, outcomes []opscore.Outcome, recorded []opscore.Recorded, wrote []bool,
+) (rest []int, err error) {
 	var plain []int
 	var c completions
 	for i := range outcomes {
@@ -161,7 +163,7 @@ func (s *Store) completePlain(ctx context.Context, outcomes []opscore.Outcome, r
 		var n int
 		err := rows.Scan(&n)
 		if err == nil {
-			recorded[plain[n-1]].State = opscore.Completed
+			recorded[plain[n-1]].State, wrote[plain[n-1]] = opscore.Completed, true
 		}
 		return err
 	}, completeSQL, c.ids, c.seqs, c.workers, c.results)
@@ -177,18 +179,20 @@ func (s *Store) completePlain(ctx context.Context, outcomes []opscore.Outcome, r
 }
 
 // finishRest records the outcomes that take more than one statement, in one transaction.
-func (s *Store) finishRest(ctx context.Context, outcomes []opscore.Outcome, rest []int, recorded []opscore.Recorded) error {
+func (s *Store) finishRest(
+	ctx context.Context, outcomes []opscore.Outcome, rest []int, recorded []opscore.Recorded, wrote []bool,
+) error {
 	some := make([]opscore.Outcome, len(rest))
 	for k, i := range rest {
 		some[k] = outcomes[i]
 	}
 	return s.transact(ctx, "record outcomes", func(tx pgx.Tx) error {
-		got, err := s.finish(ctx, tx, some)
+		got, held, err := s.finish(ctx, tx, some)
 		if err != nil {
 			return err
 		}
 		for k, i := range rest {
-			recorded[i] = got[k]
+			recorded[i], wrote[i] = got[k], held[k]
 		}
 		return nil
 	})
@@ -218,11 +222,11 @@ func (s *Store) finishEach(ctx context.Context, outcomes []opscore.Outcome) ([]o
 	return recorded, nil
 }
 
-func (s *Store) finish(ctx context.Context, q pgx.Tx, outcomes []opscore.Outcome) ([]opscore.Recorded, error) {
-	recorded := make([]opscore.Recorded, len(outcomes))
-	held, err := s.lockHeld(ctx, q, outcomes)
-	if err != nil {
-		return nil, err
+// finish records outcomes and says whose fence held.
+func (s *Store) finish(ctx context.Context, q pgx.Tx, outcomes []opscore.Outcome) (recorded []opscore.Recorded, held []bool, err error) {
+	recorded = make([]opscore.Recorded, len(outcomes))
+	if held, err = s.lockHeld(ctx, q, outcomes); err != nil {
+		return nil, nil, err
 	}
 	var done completions
 	b := &pgx.Batch{}
@@ -231,7 +235,7 @@ func (s *Store) finish(ctx context.Context, q pgx.Tx, outcomes []opscore.Outcome
 		switch {
 		case !held[i]:
 			if recorded[i], err = s.notHeld(ctx, q, o); err != nil {
-				return nil, fmt.Errorf("outcome of task %s: %w", o.Task, err)
+				return nil, nil, fmt.Errorf("outcome of task %s: %w", o.Task, err)
 			}
 			s.queueLog(b, o.Task, o.ClaimSeq, o.Log, true)
 		case o.State == opscore.Completed:
@@ -246,7 +250,7 @@ func (s *Store) finish(ctx context.Context, q pgx.Tx, outcomes []opscore.Outcome
 	if len(done.ids) > 0 {
 		b.Queue(s.sql(completeSQL), done.ids, done.seqs, done.workers, done.results)
 	}
-	return recorded, q.SendBatch(ctx, b).Close()
+	return recorded, held, q.SendBatch(ctx, b).Close()
 }
 
 // lockHeld locks the tasks whose fence holds, in the order of their ids, and says which outcomes hold. Of two
