@@ -3,23 +3,27 @@
 # what to do. Costs nothing when they are. Creates and starts no server of the system's.
 set -eu
 
-missing="postgresql pgbouncer"
-for initdb in "$(command -v initdb || true)" /usr/lib/postgresql/*/bin/initdb; do
-	if [ -x "$initdb" ]; then
-		missing=${missing#postgresql }
-		break
-	fi
-done
-if [ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null; then
-	missing=${missing%pgbouncer}
-fi
-missing=${missing% }
+missing=
+have() { # have PACKAGE PROGRAM...: one of the programs is enough
+	package=$1
+	shift
+	for program; do
+		if [ -n "$program" ] && [ -x "$program" ]; then
+			return
+		fi
+	done
+	missing="$missing $package"
+}
+have postgresql "$(command -v initdb || true)" /usr/lib/postgresql/*/bin/initdb
+have pgbouncer "$(command -v pgbouncer || true)" /usr/sbin/pgbouncer
+have rabbitmq-server "$(command -v rabbitmq-server || true)" /usr/lib/rabbitmq/bin/rabbitmq-server
+missing=${missing# }
 if [ -z "$missing" ]; then
 	exit 0
 fi
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 	echo "missing: $missing. On Debian or Ubuntu run: sudo internal/nodes/install.sh" >&2
-	echo "Elsewhere install PostgreSQL's server and pgbouncer so that initdb and pgbouncer are in PATH." >&2
+	echo "Elsewhere install PostgreSQL's server, pgbouncer and RabbitMQ so that initdb, pgbouncer and rabbitmq-server are in PATH." >&2
 	exit 1
 fi
 mkdir -p /etc/postgresql-common
@@ -31,10 +35,19 @@ if ! [ -e /usr/sbin/policy-rc.d ]; then # it decides which services a package ma
 	printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
 	chmod +x /usr/sbin/policy-rc.d
 fi
+epmd=$(command -v epmd || true) # comes with Erlang
 apt-get update -q
 # shellcheck disable=SC2086 # one word per package
 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
 	-o DPkg::Lock::Timeout=120 -o Dpkg::Options::=--force-confold $missing
+case $missing in # nor at the next boot
+*pgbouncer*) update-rc.d pgbouncer disable ;;
+esac
 case $missing in
-*pgbouncer) update-rc.d pgbouncer disable ;; # nor at the next boot
+*rabbitmq-server*)
+	update-rc.d rabbitmq-server disable
+	if [ -z "$epmd" ]; then
+		rm -f /etc/systemd/system/*.wants/epmd.service /etc/systemd/system/*.wants/epmd.socket
+	fi
+	;;
 esac

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -62,7 +61,7 @@ func startPgbouncer(ctx context.Context, server string, more ...string) (*Pgboun
 	if err != nil {
 		return nil, err
 	}
-	dir, err := newDirectory(ctx, "pgbouncer")
+	dir, err := newDirectory(ctx, "pgbouncer", serverUser)
 	if err != nil {
 		return nil, fmt.Errorf("start pgbouncer: %w", err)
 	}
@@ -118,20 +117,7 @@ func (p *Pgbouncer) start(ctx context.Context, program string) (err error) {
 	if p.server, err = p.dir.start(ctx, "KILL", program, p.config()); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !strings.Contains(p.dir.log(), "listening on "+p.addr) {
-		select {
-		case <-tick.C:
-		case <-p.server.gone:
-			return fmt.Errorf("it has ended: %w\n%s", how(p.server.err), p.dir.log())
-		case <-ctx.Done():
-			return fmt.Errorf("not ready: %w\n%s", ctx.Err(), p.dir.log())
-		}
-	}
-	return nil
+	return p.dir.ready(ctx, p.server, patience, func() bool { return strings.Contains(p.dir.log(), "listening on "+p.addr) })
 }
 
 // findPgbouncer returns the program: the one in PATH, or the one that is usually not.

@@ -17,7 +17,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // Postgres is a PostgreSQL server of our own with the durability of a real one (fsync and synchronous_commit are on).
@@ -54,7 +53,7 @@ func StartPostgres(ctx context.Context, more ...string) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := newDirectory(ctx, "postgres")
+	dir, err := newDirectory(ctx, "postgres", serverUser)
 	if err != nil {
 		return nil, fmt.Errorf("start PostgreSQL: %w", err)
 	}
@@ -151,30 +150,16 @@ func (p *Postgres) Log() string {
 func (p *Postgres) Start(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.server != nil {
-		select {
-		case <-p.server.gone:
-		default:
-			return errors.New("start PostgreSQL: it runs")
-		}
+	if p.server.runs() {
+		return errors.New("start PostgreSQL: it runs")
 	}
 	server, err := p.dir.start(ctx, "QUIT", filepath.Join(p.bin, "postgres"), "-D", p.data(), "-p", strconv.Itoa(p.port))
 	if err != nil {
 		return err
 	}
 	p.server, p.paused = server, false
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !p.ready() {
-		select {
-		case <-tick.C:
-		case <-server.gone:
-			return fmt.Errorf("start PostgreSQL: it has ended: %w\n%s", how(server.err), p.Log())
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("start PostgreSQL: not ready: %w\n%s", ctx.Err(), p.Log()), server.end())
-		}
+	if err := p.dir.ready(ctx, server, patience, p.ready); err != nil {
+		return fmt.Errorf("start PostgreSQL: %w", err)
 	}
 	return nil
 }

@@ -24,11 +24,25 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// server is what any of ours can do.
+type server interface {
+	Addr() string
+	Continue() error
+	Pause() error
+	Stop() error
+	Kill() error
+}
+
 var processes = map[string]func() error{
-	"running": func() error { return hold((*Postgres).Continue) },
-	"paused":  func() error { return hold((*Postgres).Pause) },
-	"stopped": func() error { return hold((*Postgres).Stop) },
-	"killed":  func() error { return hold((*Postgres).Kill) },
+	"running": func() error { return hold(postgresAndTell, server.Continue) },
+	"paused":  func() error { return hold(postgresAndTell, server.Pause) },
+	"stopped": func() error { return hold(postgresAndTell, server.Stop) },
+	"killed":  func() error { return hold(postgresAndTell, server.Kill) },
+
+	"running broker": func() error { return hold(rabbitAndTell, server.Continue) },
+	"paused broker":  func() error { return hold(rabbitAndTell, server.Pause) },
+	"stopped broker": func() error { return hold(rabbitAndTell, server.Stop) },
+	"killed broker":  func() error { return hold(rabbitAndTell, server.Kill) },
 	// pooling has a proxy to no server.
 	"pooling": func() error {
 		p, err := startPgbouncer(context.Background(), "postgres://postgres@127.0.0.1:1/postgres")
@@ -39,42 +53,58 @@ var processes = map[string]func() error{
 		fmt.Println("done")
 		select {}
 	},
-	// starting says where its server will be before it is there.
+	// starting and the like say where their server will be before it is there.
 	"starting": func() error {
-		started := make(chan error)
-		go func() {
-			_, err := StartPostgres(context.Background())
-			started <- err
-		}()
-		fmt.Println("-", os.TempDir())
-		return <-started
+		return tellAndStart(func() error { _, err := StartPostgres(context.Background()); return err })
 	},
-	// forgetful ends without closing anything.
+	"starting broker": func() error {
+		return tellAndStart(func() error { _, err := StartRabbitMQ(context.Background()); return err })
+	},
+	// forgetful and the like end without closing anything.
 	"forgetful": func() error {
-		_, err := startAndTell()
+		_, err := postgresAndTell()
+		return err
+	},
+	"forgetful broker": func() error {
+		_, err := rabbitAndTell()
 		return err
 	},
 }
 
 // hold starts a server, does something to it, says where it is and waits to be killed.
-func hold(do func(*Postgres) error) error {
-	p, err := startAndTell()
+func hold(start func() (server, error), do func(server) error) error {
+	s, err := start()
 	if err != nil {
 		return err
 	}
-	if err := do(p); err != nil {
+	if err := do(s); err != nil {
 		return err
 	}
 	fmt.Println("done")
 	select {}
 }
 
-func startAndTell() (*Postgres, error) {
+func postgresAndTell() (server, error) {
 	p, err := StartPostgres(context.Background())
 	if err == nil {
 		fmt.Println(p.Addr(), p.dir.path)
 	}
 	return p, err
+}
+
+func rabbitAndTell() (server, error) {
+	r, err := StartRabbitMQ(context.Background())
+	if err == nil {
+		fmt.Println(r.Addr(), r.dir.path)
+	}
+	return r, err
+}
+
+func tellAndStart(start func() error) error {
+	started := make(chan error)
+	go func() { started <- start() }()
+	fmt.Println("-", os.TempDir())
+	return <-started
 }
 
 // spawn starts a process whose server is in a temporary directory of the test's, and returns what it says.
@@ -139,7 +169,7 @@ func refused(addr string) bool {
 	return err != nil
 }
 
-// remaining lists what mentions the directory: itself, and processes by their command line.
+// remaining lists what mentions the directory: itself, and processes by their command line or their environment.
 func remaining(t *testing.T, dir string) (found []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -155,7 +185,8 @@ func remaining(t *testing.T, dir string) (found []string) {
 	}
 	for _, p := range procs {
 		line, err := os.ReadFile("/proc/" + p.Name() + "/cmdline")
-		if err == nil && strings.Contains(string(line), dir) {
+		environ, _ := os.ReadFile("/proc/" + p.Name() + "/environ") // that of other users' processes is not to be had
+		if err == nil && (strings.Contains(string(line), dir) || strings.Contains(string(environ), "HOME="+dir)) {
 			found = append(found, strings.ReplaceAll(string(line), "\x00", " "))
 		}
 	}
@@ -163,7 +194,9 @@ func remaining(t *testing.T, dir string) (found []string) {
 }
 
 func TestNothingOfAServerOutlivesAProcessThatIsKilled(t *testing.T) {
-	for _, role := range []string{"running", "paused", "stopped", "killed", "pooling"} {
+	for _, role := range []string{
+		"running", "paused", "stopped", "killed", "pooling", "running broker", "paused broker", "stopped broker", "killed broker",
+	} {
 		t.Run(role, func(t *testing.T) {
 			t.Parallel()
 			dir := temp(t)
@@ -175,7 +208,7 @@ func TestNothingOfAServerOutlivesAProcessThatIsKilled(t *testing.T) {
 			if !strings.HasPrefix(at, dir) || len(remaining(t, dir)) == 0 {
 				t.Fatalf("the server is in %s, want in %s", at, dir)
 			}
-			if (role == "running" || role == "pooling") && refused(addr) {
+			if (strings.HasPrefix(role, "running") || role == "pooling") && refused(addr) {
 				t.Fatal("the server does not accept connections")
 			}
 			if err := cmd.Process.Kill(); err != nil {
@@ -190,11 +223,18 @@ func TestNothingOfAServerOutlivesAProcessThatIsKilled(t *testing.T) {
 }
 
 func TestNothingOfAServerOutlivesAProcessThatIsKilledWhileItStarts(t *testing.T) {
-	for _, from := range []string{"opscore-postgres-", "postmaster.pid"} {
+	for from, role := range map[string]string{
+		"opscore-postgres-": "starting",
+		"postmaster.pid":    "starting",
+		"opscore-epmd-":     "starting broker",
+		"enabled_plugins":   "starting broker",
+		"LATEST.LOG":        "starting broker", // of its database
+		"msg_stores":        "starting broker",
+	} {
 		t.Run(from, func(t *testing.T) {
 			t.Parallel()
 			dir := temp(t)
-			cmd, say := spawn(t, "starting", dir)
+			cmd, say := spawn(t, role, dir)
 			say()
 			eventually(t, from+" exists", func() bool {
 				tree, _ := exec.CommandContext(t.Context(), "find", dir, "-name", from+"*").Output()
@@ -210,13 +250,18 @@ func TestNothingOfAServerOutlivesAProcessThatIsKilledWhileItStarts(t *testing.T)
 }
 
 func TestNothingOfAServerOutlivesAProcessThatForgetsToCloseIt(t *testing.T) {
-	dir := temp(t)
-	cmd, say := spawn(t, "forgetful", dir)
-	addr, _, _ := strings.Cut(say(), " ")
-	if err := cmd.Wait(); err != nil {
-		t.Fatal(err)
+	for _, role := range []string{"forgetful", "forgetful broker"} {
+		t.Run(role, func(t *testing.T) {
+			t.Parallel()
+			dir := temp(t)
+			cmd, say := spawn(t, role, dir)
+			addr, _, _ := strings.Cut(say(), " ")
+			if err := cmd.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the port is closed, the processes and the directory are gone", func() bool {
+				return refused(addr) && len(remaining(t, dir)) == 0
+			})
+		})
 	}
-	eventually(t, "the port is closed, the processes and the directory are gone", func() bool {
-		return refused(addr) && len(remaining(t, dir)) == 0
-	})
 }

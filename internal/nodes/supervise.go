@@ -25,12 +25,22 @@ const patience = 30 * time.Second
 
 // guardScript makes a server's directory, says where it is, and removes it. Its standard input is a pipe whose other end is
 // held by us, by runnerScript and by every process of the server: it ends when the last of them does, however that came
-// about. A server that was killed leaves a file behind and, in the kernel, a segment of shared memory that the file names.
+// about. What else has this directory as its home is killed: Erlang's helpers, which close every file that they inherit, may take
+// a moment longer than their server. A PostgreSQL server that was killed leaves a file behind and, in the kernel, a segment of
+// shared memory that the file names.
 const guardScript = `
 trap '' HUP INT QUIT TERM PIPE
 dir=$(mktemp -d "$1") || exit
 echo "$dir"
 read -r _
+# Its status is no answer: it is 2, too, if a process has ended meanwhile.
+while files=$(grep -lsxzF "HOME=$dir" /proc/[0-9]*/environ); [ -n "$files" ]; do
+	for file in $files; do
+		pid=${file#/proc/}
+		kill -KILL "${pid%/environ}"
+	done
+	sleep 0.01
+done
 if [ -f "$dir/data/postmaster.pid" ]; then
 	ipcrm -m "$(sed -n '7s/.* //p' "$dir/data/postmaster.pid")"
 fi
@@ -64,19 +74,20 @@ exit "$status"
 type directory struct {
 	path  string
 	as    *syscall.Credential // of the server's processes; nil is ours
+	env   []string            // of its processes, besides environment
 	hold  *os.File            // the guard's pipe: whoever has it keeps the directory alive
 	guard *exec.Cmd
 }
 
-// serverUser is who root's servers run as: they refuse to run as root. PostgreSQL's package makes it.
+// serverUser is who root's servers run as that refuse to run as root. PostgreSQL's package makes it.
 const serverUser = "postgres"
 
-// newDirectory makes one for the named server.
-func newDirectory(ctx context.Context, name string) (*directory, error) {
+// newDirectory makes one for the named server, which runs as root's user if we are root and that is given, and else as we do.
+func newDirectory(ctx context.Context, name, rootsUser string) (*directory, error) {
 	d := &directory{}
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && rootsUser != "" {
 		var err error
-		if d.as, err = credential(serverUser); err != nil {
+		if d.as, err = credential(rootsUser); err != nil {
 			return nil, err
 		}
 	}
@@ -158,7 +169,7 @@ func (d *directory) close() error {
 func (d *directory) command(ctx context.Context, as *syscall.Credential, log *os.File, argv ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = d.path
-	cmd.Env = environment(d.path)
+	cmd.Env = append(environment(d.path), d.env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{d.hold}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: as}
@@ -197,6 +208,17 @@ func (d *directory) run(ctx context.Context, as *syscall.Credential, argv ...str
 	return nil
 }
 
+// output runs a program to its end, as the given user, and returns what it says.
+func (d *directory) output(ctx context.Context, as *syscall.Credential, stdin string, argv ...string) (string, error) {
+	var stdout, stderr bytes.Buffer
+	cmd := d.command(ctx, as, nil, argv...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("run %s: %w\n%s%s", filepath.Base(argv[0]), errors.Join(err, ctx.Err()), stdout.String(), stderr.String())
+	}
+	return stdout.String(), nil
+}
+
 // process is a running server.
 type process struct {
 	pid  int
@@ -211,8 +233,16 @@ func (d *directory) start(ctx context.Context, signal string, argv ...string) (*
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = log.Close() }()
-	cmd := d.command(context.WithoutCancel(ctx), d.as, log, slices.Concat([]string{"/bin/sh", "-c", runnerScript, "runner", signal}, argv)...)
+	p, err := d.supervise(context.WithoutCancel(ctx), log, signal, argv)
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	return p, nil
+}
+
+// supervise does what start does. What the server says goes to the log, which is closed when it ends.
+func (d *directory) supervise(ctx context.Context, log *os.File, signal string, argv []string) (*process, error) {
+	cmd := d.command(ctx, d.as, log, slices.Concat([]string{"/bin/sh", "-c", runnerScript, "runner", signal}, argv)...)
 	life, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -236,11 +266,44 @@ func (d *directory) start(ctx context.Context, signal string, argv ...string) (*
 		return nil, errors.Join(fmt.Errorf("start %s: read its process id: %w", argv[0], err), cmd.Wait())
 	}
 	go func() {
-		_, _ = io.Copy(io.Discard, out)
+		_, _ = io.Copy(log, out)
+		_, _ = io.Copy(io.Discard, out) // if the disk is full
 		p.err = cmd.Wait()
+		_ = log.Close()
 		close(p.gone)
 	}()
 	return p, nil
+}
+
+// ready returns once the server is ready, which is asked again and again. One that is not within the limit is killed.
+func (d *directory) ready(ctx context.Context, p *process, limit time.Duration, is func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-tick.C:
+		case <-p.gone:
+			return fmt.Errorf("it has ended: %w\n%s", how(p.err), d.log())
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("not ready: %w\n%s", ctx.Err(), d.log()), p.end())
+		}
+	}
+	return nil
+}
+
+// runs reports whether a server was started and is not gone.
+func (p *process) runs() bool {
+	if p == nil {
+		return false
+	}
+	select {
+	case <-p.gone:
+		return false
+	default:
+		return true
+	}
 }
 
 // end kills the server and returns once it is gone.
@@ -260,12 +323,10 @@ func (p *process) await() error {
 }
 
 func (p *process) signal(sig syscall.Signal) error {
-	select {
-	case <-p.gone:
+	if !p.runs() {
 		return fmt.Errorf("signal the server: it has ended: %w", how(p.err))
-	default:
-		return syscall.Kill(p.pid, sig)
 	}
+	return syscall.Kill(p.pid, sig)
 }
 
 // signalAll sends first to the server, so that it starts no more processes, and then the signal to it and to each of its
@@ -323,12 +384,20 @@ func children(pid int) (found []int, err error) {
 func freePort(ctx context.Context) (port int, err error) {
 	for range 100 {
 		port = 20000 + rand.IntN(10000)
-		var l net.Listener
-		if l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", loopback(port)); err == nil {
-			return port, l.Close()
+		if err = isFree(ctx, port); err == nil {
+			return port, nil
 		}
 	}
 	return 0, fmt.Errorf("find a free port: %w", err)
+}
+
+// isFree returns nil if a server could listen on the loopback port.
+func isFree(ctx context.Context, port int) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", loopback(port))
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 func loopback(port int) string {
