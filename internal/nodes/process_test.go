@@ -43,6 +43,17 @@ var processes = map[string]func() error{
 	"paused broker":  func() error { return hold(rabbitAndTell, server.Pause) },
 	"stopped broker": func() error { return hold(rabbitAndTell, server.Stop) },
 	"killed broker":  func() error { return hold(rabbitAndTell, server.Kill) },
+	// clustered has a cluster, and says where its first node is.
+	"clustered": func() error {
+		return hold(func() (server, error) {
+			c, err := StartRabbitCluster(context.Background(), 2)
+			if err != nil {
+				return nil, err
+			}
+			fmt.Println(c.Nodes[0].Addr(), c.Nodes[0].dir.path)
+			return c.Nodes[1], nil
+		}, server.Pause)
+	},
 	// pooling has a proxy to no server.
 	"pooling": func() error {
 		p, err := startPgbouncer(context.Background(), "postgres://postgres@127.0.0.1:1/postgres")
@@ -196,6 +207,7 @@ func remaining(t *testing.T, dir string) (found []string) {
 func TestNothingOfAServerOutlivesAProcessThatIsKilled(t *testing.T) {
 	for _, role := range []string{
 		"running", "paused", "stopped", "killed", "pooling", "running broker", "paused broker", "stopped broker", "killed broker",
+		"clustered",
 	} {
 		t.Run(role, func(t *testing.T) {
 			t.Parallel()
@@ -208,7 +220,7 @@ func TestNothingOfAServerOutlivesAProcessThatIsKilled(t *testing.T) {
 			if !strings.HasPrefix(at, dir) || len(remaining(t, dir)) == 0 {
 				t.Fatalf("the server is in %s, want in %s", at, dir)
 			}
-			if (strings.HasPrefix(role, "running") || role == "pooling") && refused(addr) {
+			if (strings.HasPrefix(role, "running") || role == "pooling" || role == "clustered") && refused(addr) {
 				t.Fatal("the server does not accept connections")
 			}
 			if err := cmd.Process.Kill(); err != nil {

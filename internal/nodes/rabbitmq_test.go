@@ -77,7 +77,9 @@ func TestBrokerKeepsWhatWasConfirmedHoweverItEnds(t *testing.T) {
 		if err := end.do(); err != nil {
 			t.Fatal(err)
 		}
-		<-lost
+		if err := <-lost; err == nil {
+			t.Errorf("%s: the channel was closed without an error", end.how)
+		}
 		if !refused(r.Addr()) {
 			t.Errorf("%s: the broker accepts connections", end.how)
 		}
