@@ -13,6 +13,7 @@ import (
 type Keeper struct {
 	Store     Store
 	Retention Retention
+	Publisher Publisher    // of tickets, if there is a broker; the store must be an [Outbox]
 	Log       *slog.Logger // nil means [slog.Default]
 	OnEvent   func(Event)
 }
@@ -40,6 +41,13 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 	log := cmp.Or(k.Log, slog.Default())
 	var wg sync.WaitGroup
+	if k.Publisher != nil {
+		outbox, ok := k.Store.(Outbox)
+		if !ok {
+			return fmt.Errorf("start keeper: %w", invalid("a broker needs PostgreSQL: this store has no tickets"))
+		}
+		wg.Go(func() { k.newRelay(outbox).run(ctx) })
+	}
 	for _, c := range k.chores() {
 		wg.Go(func() {
 			tick := time.NewTicker(c.every)

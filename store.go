@@ -115,6 +115,10 @@ type Claim struct {
 	Actors []string
 	IDs    []ID // only these tasks, if any are given
 	Max    int  // at most this many
+	// Tickets named the IDs: those of them whose tasks are all claimed now are not out any more.
+	Tickets []ID
+	// NotOut leaves out tasks that are out with a ticket younger than TicketFor: somebody is about to get it.
+	NotOut bool
 }
 
 // Claimed is what it got.

@@ -149,7 +149,7 @@ func (w *Worker) hire() (*crew, error) {
 		slots: make(chan struct{}, slots), backlog: make(chan struct{}, 2*slots), stop: make(chan struct{}),
 		runs: map[fence]*running{}, strays: map[fence]bool{},
 		info: WorkerInfo{
-			Host: host, PID: os.Getpid(), Build: cmp.Or(w.Build, build()), Slots: slots,
+			Host: host, PID: os.Getpid(), Build: cmp.Or(w.Build, Build()), Slots: slots,
 			Queues: queues, Actors: w.Handlers.Actors(),
 		},
 	}
@@ -165,7 +165,8 @@ func (w *Worker) hire() (*crew, error) {
 	return c, nil
 }
 
-func build() string {
+// Build is what the binary knows of its version.
+func Build() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"

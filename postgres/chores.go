@@ -170,6 +170,11 @@ func (s *Store) Prune(ctx context.Context, r opscore.Retention) (int, error) {
 	if err != nil {
 		return 0, unavailable("forget gone workers", err)
 	}
+	_, err = s.pool.Exec(ctx, s.sql("DELETE FROM opscore.orphan WHERE last_seen < clock_timestamp() - $1 * interval '1 microsecond'"),
+		opscore.OrphanFor.Microseconds())
+	if err != nil {
+		return 0, unavailable("forget orphans", err)
+	}
 	return 0, nil
 }
 

@@ -13,12 +13,14 @@ func (s *Store) Age(ctx context.Context, d time.Duration) error {
 			expires_at = expires_at - $1 * interval '1 microsecond', finished_at = finished_at - $1 * interval '1 microsecond'`,
 		`UPDATE opscore.worker SET last_beat = last_beat - $1 * interval '1 microsecond', lease_until = lease_until - $1 * interval '1 microsecond',
 			gone_at = gone_at - $1 * interval '1 microsecond'`,
+		"UPDATE opscore.ticket SET at = at - $1 * interval '1 microsecond'",
 	} {
 		if _, err := s.pool.Exec(ctx, s.sql(text), d.Microseconds()); err != nil {
 			return err
 		}
 	}
 	s.lanes.changed()
+	s.outgoing.restart()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, l := range s.observed.lapsed {
@@ -44,6 +46,9 @@ var HotPath = []struct {
 	Index      string
 }{
 	{claimDue, 7, "task_due"},
+	{claimNotOut, 8, "task_due"},
+	{claimTickets, 5, "task_pkey"},
+	{issueSQL, 7, "task_due"},
 	{readLanesSQL, 1, "task_due"},
 	{completeSQL, 4, "task_pkey"},
 	{lockHeldSQL, 3, "task_pkey"},

@@ -54,6 +54,11 @@ type starts struct {
 	ids            [][16]byte
 }
 
+func (s *starts) add(at lane, f front) {
+	s.queues, s.actors, s.ranks = append(s.queues, at.queue), append(s.actors, at.actor), append(s.ranks, at.rank)
+	s.runAts, s.ids = append(s.runAts, f.runAt), append(s.ids, f.id)
+}
+
 // of returns the lanes that may have something due for want, and whether they are fresh.
 func (l *lanes) of(want *opscore.Claim) (from starts, fresh bool) {
 	l.mu.Lock()
@@ -61,8 +66,7 @@ func (l *lanes) of(want *opscore.Claim) (from starts, fresh bool) {
 	now := time.Now()
 	for at, f := range l.fronts {
 		if !f.paused && !f.due.After(now) && slices.Contains(want.Queues, at.queue) && slices.Contains(want.Actors, at.actor) {
-			from.queues, from.actors, from.ranks = append(from.queues, at.queue), append(from.actors, at.actor), append(from.ranks, at.rank)
-			from.runAts, from.ids = append(from.runAts, f.runAt), append(from.ids, f.id)
+			from.add(at, f)
 		}
 	}
 	return from, now.Before(l.until)
@@ -143,8 +147,21 @@ const readLanesSQL = `
 
 // readLanes finds the fronts of all lanes. It is an [opscore.ErrLeaseLost] if the worker is gone.
 func (s *Store) readLanes(ctx context.Context, worker opscore.ID) error {
-	alive, fronts, sent := false, map[lane]front{}, time.Now()
-	err := s.steered(ctx, s.pool, func(rows pgx.Rows) error {
+	sent := time.Now()
+	fronts, alive, err := s.readFronts(ctx, worker, sent)
+	if err != nil {
+		return err
+	}
+	s.lanes.read(fronts, sent)
+	if !alive {
+		return opscore.ErrLeaseLost
+	}
+	return nil
+}
+
+func (s *Store) readFronts(ctx context.Context, worker opscore.ID, sent time.Time) (fronts map[lane]front, alive bool, err error) {
+	fronts = map[lane]front{}
+	err = s.steered(ctx, s.pool, func(rows pgx.Rows) error {
 		var queue, actor *string
 		var rank *int16
 		var runAt *time.Time
@@ -157,12 +174,5 @@ func (s *Store) readLanes(ctx context.Context, worker opscore.ID) error {
 		fronts[lane{*queue, *actor, *rank}] = front{*runAt, *id, sent.Add(time.Duration(*wait) * time.Microsecond), *paused}
 		return nil
 	}, readLanesSQL, worker)
-	if err != nil {
-		return unavailable("look for due tasks", err)
-	}
-	s.lanes.read(fronts, sent)
-	if !alive {
-		return opscore.ErrLeaseLost
-	}
-	return nil
+	return fronts, alive, unavailable("look for due tasks", err)
 }

@@ -245,6 +245,9 @@ func (s *Store) check(ctx context.Context) error {
 		`SELECT id, host, pid, build, queues, actors, slots, state, started_at, last_beat, beats, lease_until, gone_at, cause
 			FROM opscore.worker LIMIT 0`,
 		"SELECT queue, at, by, comment FROM opscore.pause LIMIT 0",
+		"SELECT id, queue, at, tasks, seqs FROM opscore.ticket LIMIT 0",
+		"SELECT id, queue, reason, first_seen, last_seen, count, headers, body FROM opscore.orphan LIMIT 0",
+		"SELECT instance, epoch FROM opscore.deployment LIMIT 0",
 	} {
 		if _, err := s.pool.Exec(ctx, s.sql(probe)); err != nil {
 			return unavailable(fmt.Sprintf("schema %s says it has version %d, but cannot be used", s.schema, st.Current), err)

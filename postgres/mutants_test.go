@@ -9,7 +9,7 @@ import (
 var mutants = []storetest.Mutant{
 	{"no fence", "runs.go", "WHERE t.state IN ('running', '') AND t.claim_seq = o.seq AND t.worker = o.worker\n\t\tORDER BY t.id FOR UPDATE OF t)", "ORDER BY t.id FOR UPDATE OF t)"},
 	{"fence on state only", "runs.go", "WHERE t.state IN ('running', '') AND t.claim_seq = o.seq AND t.worker = o.worker\n\tORDER BY t.id, o.n FOR UPDATE OF t", "WHERE t.state = 'running'\n\tORDER BY t.id, o.n FOR UPDATE OF t"},
-	{"claim ignores the due time", "runs.go", "AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())\n\t\t\tORDER BY run_at, id", "AND (expires_at IS NULL OR expires_at > clock_timestamp())\n\t\t\tORDER BY run_at, id"},
+	{"claim ignores the due time", "runs.go", "AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())`\n\tclaimEnd", "AND (expires_at IS NULL OR expires_at > clock_timestamp())`\n\tclaimEnd"},
 	{"claim is not in order", "runs.go", "ORDER BY run_at, id LIMIT $4 FOR UPDATE SKIP LOCKED) t", "ORDER BY id DESC LIMIT $4 FOR UPDATE SKIP LOCKED) t"},
 	{"claim ignores priority", "runs.go", "ORDER BY t.rank, t.run_at, t.id LIMIT $4)", "ORDER BY t.rank DESC, t.run_at, t.id LIMIT $4)"},
 	{"claim ignores a pause since it read the lanes", "runs.go", "\n\t\tWHERE queue NOT IN (SELECT queue FROM opscore.pause)),", "),"},

@@ -21,13 +21,14 @@ import (
 
 // Store is a [opscore.Store] in one schema of a PostgreSQL database. Any number of processes may share it.
 type Store struct {
-	schema string
-	pool   *pgxpool.Pool
-	beats  *pgxpool.Pool // one connection for heartbeats: a busy pool must not cost the lease
-	wake   waker
-	lanes  lanes
-	replay replay
-	log    *slog.Logger
+	schema   string
+	pool     *pgxpool.Pool
+	beats    *pgxpool.Pool // one connection for heartbeats: a busy pool must not cost the lease
+	wake     waker
+	lanes    lanes
+	outgoing outgoing
+	replay   replay
+	log      *slog.Logger
 
 	mu       sync.Mutex
 	texts    map[string]string // of statements, with the schema's name put in
@@ -100,7 +101,8 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
 	}
-	s := &Store{schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger()}
+	s := &Store{schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}},
+		outgoing: outgoing{cursors: map[lane]cursor{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger()}
 	config.AfterConnect = s.connected
 	s.wake.init()
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {

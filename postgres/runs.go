@@ -25,8 +25,15 @@ const claimed = `
 		unique_key, labels, args`
 
 // claimDue takes the most urgent $4 of the lanes that begin at $1 (queue), $2 (actor), $5 (rank), $6 (due time) and $7 (id).
-// SKIP LOCKED never waits, so the order of locking does not matter here.
-const claimDue = `WITH lane AS (
+// SKIP LOCKED never waits, so the order of locking does not matter here. claimNotOut leaves out what tickets younger than $8 name.
+const (
+	claimDue    = "WITH " + claimLanes + claimEnd + claimed
+	claimNotOut = "WITH " + outCTE + " AND k.at > now() - $8 * interval '1 microsecond'), " + claimLanes +
+		" AND (id, claim_seq) NOT IN (SELECT task, seq FROM away)" + claimEnd + claimed
+)
+
+const (
+	claimLanes = `lane AS (
 		SELECT * FROM unnest($1::text[], $2::text[], $5::smallint[], $6::timestamptz[], $7::uuid[]) AS l (queue, actor, rank, run_at, id)
 		WHERE queue NOT IN (SELECT queue FROM opscore.pause)),
 	pick AS MATERIALIZED (
@@ -34,19 +41,31 @@ const claimDue = `WITH lane AS (
 			SELECT ctid AS at, rank, run_at, id FROM opscore.task
 			WHERE state = 'pending' AND queue = lane.queue AND actor = lane.actor AND rank = lane.rank
 				AND (run_at, id) >= (lane.run_at, lane.id)
-				AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())
+				AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())`
+	claimEnd = `
 			ORDER BY run_at, id LIMIT $4 FOR UPDATE SKIP LOCKED) t
 		WHERE EXISTS (SELECT FROM opscore.worker WHERE id = $3 AND state <> 'gone')
-		ORDER BY t.rank, t.run_at, t.id LIMIT $4)` + claimed
+		ORDER BY t.rank, t.run_at, t.id LIMIT $4)`
+)
 
-// claimByID takes those of the given tasks that can be had. $1 are the ids, $2 the actors.
-const claimByID = `WITH pick AS MATERIALIZED (
-		SELECT ctid AS at FROM opscore.task
-		WHERE id = ANY($1) AND state = 'pending' AND actor = ANY($2)
+// claimByID takes those of the given tasks that can be had. $1 are the ids, $2 the actors. claimTickets does so for tasks that the
+// tickets $5 named, which are over if all their tasks are claimed here. The state is compared in a way that task_due cannot serve: else the
+// planner might read all that is due for them.
+const (
+	claimByID    = "WITH " + claimIDs + claimed
+	claimTickets = "WITH " + claimIDs + `,
+	over AS (
+		DELETE FROM opscore.ticket k WHERE k.id = ANY($5)
+			AND NOT EXISTS (SELECT FROM unnest(k.tasks) AS task WHERE task NOT IN (SELECT pick.task FROM pick)))` + claimed
+)
+
+const claimIDs = `pick AS MATERIALIZED (
+		SELECT ctid AS at, id AS task FROM opscore.task
+		WHERE id = ANY($1) AND state IN ('pending', '') AND actor = ANY($2)
 			AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())
 			AND queue NOT IN (SELECT queue FROM opscore.pause)
 			AND EXISTS (SELECT FROM opscore.worker WHERE id = $3 AND state <> 'gone')
-		ORDER BY id LIMIT $4 FOR UPDATE SKIP LOCKED)` + claimed
+		ORDER BY id LIMIT $4 FOR UPDATE SKIP LOCKED)`
 
 // Claim implements [opscore.Runs].
 func (s *Store) Claim(ctx context.Context, want opscore.Claim) (got opscore.Claimed, err error) {
@@ -54,7 +73,7 @@ func (s *Store) Claim(ctx context.Context, want opscore.Claim) (got opscore.Clai
 		return got, nil
 	}
 	if len(want.IDs) > 0 {
-		got.Tasks, err = s.claim(ctx, &want, claimByID, want.IDs, want.Actors, want.Worker, want.Max)
+		got.Tasks, err = s.claimIDs(ctx, &want)
 	} else if from, fresh := s.lanes.of(&want); fresh {
 		got.Tasks, err = s.claimFrom(ctx, &want, from)
 	}
@@ -74,13 +93,36 @@ func (s *Store) Claim(ctx context.Context, want opscore.Claim) (got opscore.Clai
 	return got, err
 }
 
+// claimIDs takes the tasks that want names.
+func (s *Store) claimIDs(ctx context.Context, want *opscore.Claim) ([]opscore.Task, error) {
+	if len(want.Tickets) > 0 {
+		return s.claim(ctx, want, claimTickets, raw(want.IDs), want.Actors, want.Worker, want.Max, raw(want.Tickets))
+	}
+	return s.claim(ctx, want, claimByID, raw(want.IDs), want.Actors, want.Worker, want.Max)
+}
+
+// raw returns the ids as pgx encodes them several times faster.
+func raw(ids []opscore.ID) [][16]byte {
+	all := make([][16]byte, len(ids))
+	for i, id := range ids {
+		all[i] = id
+	}
+	return all
+}
+
 // claimFrom takes the most urgent tasks of the lanes.
 func (s *Store) claimFrom(ctx context.Context, want *opscore.Claim, from starts) ([]opscore.Task, error) {
 	if len(from.queues) == 0 {
 		return nil, nil
 	}
-	tasks, err := s.claim(ctx, want, claimDue, from.queues, from.actors, want.Worker, want.Max, from.ranks, from.runAts, from.ids)
-	s.lanes.taken(tasks)
+	text, args := claimDue, []any{from.queues, from.actors, want.Worker, want.Max, from.ranks, from.runAts, from.ids}
+	if want.NotOut {
+		text, args = claimNotOut, append(args, opscore.TicketFor.Microseconds())
+	}
+	tasks, err := s.claim(ctx, want, text, args...)
+	if !want.NotOut { // else what was left out is still there
+		s.lanes.taken(tasks)
+	}
 	return tasks, err
 }
 

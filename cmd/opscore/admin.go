@@ -189,7 +189,7 @@ opscore.yaml (in the current directory, or --config FILE, or OPSCORE_CONFIG), an
 			return a.showConfig(conf)
 		},
 	}
-	addSettingFlags(show.Flags(), "queues", "slots", "drain", "grace")
+	addSettingFlags(show.Flags(), "broker", "broker_queue_type", "queues", "slots", "drain", "grace")
 	return a.group("config", "Show the configuration", `Config shows what opscore works with here and now, and why.`, show)
 }
 
@@ -265,7 +265,7 @@ func (c *config) shownSettings() []shownSetting {
 	for _, v := range c.values {
 		s := shownSetting{Key: v.key, shownValue: shownValue{"", "default"}}
 		for i, cand := range v.candidates {
-			one := shownValue{redactDatabase(strings.Join(cand.raw, ",")), cand.origin}
+			one := shownValue{v.shown(cand.raw), cand.origin}
 			if i == 0 {
 				s.shownValue = one
 			} else {
@@ -278,6 +278,8 @@ func (c *config) shownSettings() []shownSetting {
 			if s.Value = path; err != nil {
 				s.Value = "unknown: " + err.Error()
 			}
+		case v.key == "broker" && len(v.candidates) == 0:
+			s.Value = "none"
 		case v.key == "queues" && len(v.candidates) == 0:
 			s.Value = "those of the actors"
 		}

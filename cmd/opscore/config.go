@@ -17,6 +17,7 @@ import (
 
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/postgres"
+	"github.com/opscore/opscore/rabbitmq"
 )
 
 // config is what this invocation works with.
@@ -24,6 +25,8 @@ type config struct {
 	file      string // absolute path of the file that was read; "" if there is none
 	database  string // as it was given; "" means the default file
 	schema    string // of a PostgreSQL database
+	broker    string // "" for none
+	classic   bool   // the broker's queues that are made
 	queues    []string
 	slots     int
 	drain     time.Duration
@@ -42,6 +45,17 @@ type setting struct {
 	list  bool
 	usage string
 	parse func(c *config, raw []string) error
+	// redact leaves of a value what cannot be secret; nil means redactDatabase.
+	redact func(string) string
+}
+
+// shown is a value as people may see it.
+func (s setting) shown(raw []string) string {
+	if text := strings.Join(raw, ","); s.redact != nil {
+		return s.redact(text)
+	} else {
+		return redactDatabase(text)
+	}
 }
 
 func (s setting) flag() string { return strings.ReplaceAll(s.key, "_", "-") }
@@ -65,6 +79,28 @@ func settings() []setting {
 			parse: func(c *config, raw []string) error {
 				c.schema = raw[0]
 				return postgres.ValidSchema(c.schema)
+			},
+		},
+		{
+			key: "broker", env: "OPSCORE_BROKER_URL", redact: rabbitmq.Redacted,
+			usage: "dispatch through RabbitMQ at `URL`, amqp:// or amqps://, several of a cluster separated by commas (default: none)",
+			parse: func(c *config, raw []string) error {
+				if raw[0] == "" {
+					return errors.New("it is empty; give an amqp:// URL")
+				}
+				c.broker = raw[0]
+				return rabbitmq.ValidURL(c.broker)
+			},
+		},
+		{
+			key: "broker_queue_type", env: "OPSCORE_BROKER_QUEUE_TYPE", def: "quorum",
+			usage: "make queues in RabbitMQ of type `quorum|classic` (default quorum)",
+			parse: func(c *config, raw []string) error {
+				if raw[0] != "quorum" && raw[0] != "classic" {
+					return fmt.Errorf("accepted: quorum, classic%s", didYouMean(raw[0], []string{"quorum", "classic"}))
+				}
+				c.classic = raw[0] == "classic"
+				return nil
 			},
 		},
 		{
@@ -169,7 +205,7 @@ func (a *app) loadConfig(cmd *cobra.Command) (*config, error) {
 		if len(v.candidates) > 0 {
 			first := v.candidates[0]
 			if err := s.parse(c, first.raw); err != nil {
-				return nil, usagef("%s (%s) %q: %s", s.key, first.origin, redactDatabase(strings.Join(first.raw, ",")), err)
+				return nil, usagef("%s (%s) %q: %s", s.key, first.origin, s.shown(first.raw), err)
 			}
 		}
 		c.values = append(c.values, v)
@@ -233,15 +269,12 @@ func (a *app) checkEnvironment(environ []string) error {
 		known = append(known, s.env)
 		similar = append(similar, "OPSCORE_"+strings.ToUpper(s.key))
 	}
-	known = append(known, "OPSCORE_CONFIG", "OPSCORE_BROKER_URL")
+	known = append(known, "OPSCORE_CONFIG")
 	ours := append(slices.Clone(known), envTaskID, envAttempt, envActor) // the latter are set for commands, by us
 	for _, kv := range environ {
 		name, _, _ := strings.Cut(kv, "=")
 		if upper := strings.ToUpper(name); upper != name && slices.Contains(known, upper) {
 			return usagef("environment variable %s is not known; did you mean %q?", name, upper)
-		}
-		if name == "OPSCORE_BROKER_URL" {
-			return usagef("OPSCORE_BROKER_URL is set, but this build has no broker support; unset it")
 		}
 		if slices.Contains(ours, name) {
 			continue

@@ -195,7 +195,7 @@ func (d *decoder) setting(s setting, n *yaml.Node) (candidate, error) {
 		return candidate{}, err
 	}
 	if err := s.parse(&config{}, raw); err != nil {
-		return candidate{}, d.errorf(n, "%s %q: %s", s.key, redactDatabase(strings.Join(raw, ",")), err)
+		return candidate{}, d.errorf(n, "%s %q: %s", s.key, s.shown(raw), err)
 	}
 	if s.key == "database" {
 		raw[0] = d.besideFile(raw[0])

@@ -48,6 +48,9 @@ func (c *config) place() (db database, isDefault bool, err error) {
 	if err == nil && c.schema != postgres.DefaultSchema {
 		err = usagef("schema (%s) %q: only a postgres:// database has schemas, but the tasks are kept in the file %s", c.origin("schema"), c.schema, path)
 	}
+	if err == nil && c.broker != "" {
+		err = usagef("broker (%s): only tasks in a postgres:// database can be dispatched through RabbitMQ, but they are kept in the file %s", c.origin("broker"), path)
+	}
 	return sqliteFile(path), isDefault, err
 }
 

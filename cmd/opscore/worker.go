@@ -23,6 +23,9 @@ const workerLong = `Worker runs tasks until it is stopped: those of the actors t
 of the database: it takes back the tasks of dead workers, fails expired ones and removes old ones. Go programs with
 actors of their own run an opscore.Worker instead; both kinds work on one database side by side.
 
+With --broker, RabbitMQ brings the tasks of a postgres:// database to the workers. Without it, or while it cannot be reached, workers look for
+tasks in the database themselves. A RabbitMQ that refuses the user, the virtual host or the certificate at the start is an error.
+
 SIGTERM or Ctrl-C makes it stop taking tasks, let the running ones finish (--drain), interrupt what is left (--grace)
 and exit; a second signal skips the wait. What did not finish goes back to the queue and costs no attempt.
 Exit status 70 means that something ignored its interruption.`
@@ -45,7 +48,7 @@ func (a *app) workerCommand() *cobra.Command {
 			return a.work(cmd, readyFile, func(*config, opscore.Handlers) {})
 		},
 	}
-	addSettingFlags(c.Flags(), "queues", "slots", "drain", "grace")
+	addSettingFlags(c.Flags(), "broker", "broker_queue_type", "queues", "slots", "drain", "grace")
 	c.Flags().StringVar(&readyFile, "ready-file", "", "write `FILE`, a JSON object about the worker, when it is ready; removed at its end")
 	c.AddCommand(a.workerListCommand())
 	return c
@@ -68,7 +71,7 @@ opscore.yaml, and listens to all their queues. Submit tasks to it from another t
 			})
 		},
 	}
-	addSettingFlags(c.Flags(), "queues", "slots", "drain", "grace")
+	addSettingFlags(c.Flags(), "broker", "broker_queue_type", "queues", "slots", "drain", "grace")
 	c.Flags().StringVar(&readyFile, "ready-file", "", "write `FILE`, a JSON object about the worker, when it is ready; removed at its end")
 	return c
 }
@@ -117,8 +120,13 @@ func (a *app) work(cmd *cobra.Command, readyFile string, extend func(*config, op
 func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.Handlers, log *slog.Logger, ready *readyFileWriter) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	dispatch, err := s.dispatch(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer dispatch.close()
 	worker := &opscore.Worker{
-		Store: s.store, Handlers: h, Queues: s.conf.queues, Slots: s.conf.slots, Drain: s.conf.drain, Grace: s.conf.grace,
+		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.conf.queues, Slots: s.conf.slots, Drain: s.conf.drain, Grace: s.conf.grace,
 		Hurry: hurry, Log: log, MaxResult: maxResult,
 		OnReady: func(info opscore.WorkerInfo) {
 			if err := ready.write(info); err != nil {
@@ -134,7 +142,7 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	keeping, stopKeeper := context.WithCancel(context.WithoutCancel(ctx))
 	kept := make(chan error, 1)
 	go func() {
-		kept <- (&opscore.Keeper{Store: s.store, Retention: s.conf.retention, Log: log}).Run(keeping)
+		kept <- (&opscore.Keeper{Store: s.store, Retention: s.conf.retention, Publisher: dispatch.publisher, Log: log}).Run(keeping)
 	}()
 	stop := context.AfterFunc(ctx, func() {
 		if interrupted, ok := errors.AsType[interruptedError](context.Cause(ctx)); ok {
@@ -142,7 +150,7 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 		}
 	})
 	defer stop()
-	err := worker.Run(ctx)
+	err = worker.Run(ctx)
 	stopKeeper()
 	return errors.Join(err, ready.failed, <-kept)
 }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -55,7 +54,7 @@ log.console = false
 // StartRabbitMQ creates a node, with more lines for its rabbitmq.conf if any are given, and returns when it accepts
 // connections. ctx is for the start only: the node runs until Close.
 func StartRabbitMQ(ctx context.Context, more ...string) (*RabbitMQ, error) {
-	with, err := findRabbitMQ("/usr/lib/rabbitmq/bin")
+	with, err := findRabbitMQ(packagedScripts)
 	if err != nil {
 		return nil, err
 	}
@@ -148,65 +147,6 @@ func (r *RabbitMQ) environment() []string {
 
 func (r *RabbitMQ) data() string {
 	return filepath.Join(r.dir.path, "data")
-}
-
-// erlang says where the programs are.
-type erlang struct {
-	rabbitmq string // RabbitMQ's scripts
-	erts     string // what belongs to Erlang's virtual machine
-}
-
-// findRabbitMQ finds RabbitMQ's scripts, by way of PATH or in the usual directory, and Erlang's programs. It does not want the
-// scripts that packages put into PATH, which insist on a user.
-func findRabbitMQ(usual string) (erlang, error) {
-	missing := func(what string) error {
-		return errors.New("find RabbitMQ: " + what + "; install it with: sudo internal/nodes/install.sh")
-	}
-	dirs := []string{usual}
-	if server, err := exec.LookPath("rabbitmq-server"); err == nil {
-		if server, err = filepath.EvalSymlinks(server); err == nil {
-			dirs = append(dirs, filepath.Dir(server))
-		}
-	}
-	for _, dir := range dirs {
-		server, err := filepath.EvalSymlinks(filepath.Join(dir, "rabbitmq-server"))
-		if err != nil {
-			continue
-		}
-		dir = filepath.Dir(server)
-		if _, err := os.Stat(filepath.Join(dir, "rabbitmq-env")); err != nil {
-			continue
-		}
-		erl, err := exec.LookPath("erl")
-		if err == nil {
-			erl, err = filepath.EvalSymlinks(erl)
-		}
-		if err != nil {
-			return erlang{}, missing("PATH does not have Erlang's erl")
-		}
-		found, err := filepath.Glob(filepath.Join(filepath.Dir(erl), "../erts-*/bin/erl_call"))
-		if err != nil || len(found) == 0 {
-			return erlang{}, missing("there is no erts-*/bin/erl_call beside the directory of " + erl)
-		}
-		return erlang{rabbitmq: dir, erts: filepath.Dir(found[0])}, nil
-	}
-	return erlang{}, missing("neither PATH nor " + usual + " has rabbitmq-server with rabbitmq-env beside it")
-}
-
-// link makes a directory of plugins with the broker itself alone. A start reads all that are there: with those that come with
-// RabbitMQ it takes a second longer.
-func (e erlang) link(plugins string) error {
-	broker, err := filepath.Glob(filepath.Join(e.rabbitmq, "../plugins/rabbit-[0-9]*"))
-	if err != nil || len(broker) != 1 {
-		return errors.Join(fmt.Errorf("find the broker in %s/../plugins: found %v", e.rabbitmq, broker), err)
-	}
-	if err := os.MkdirAll(plugins, 0o700); err != nil {
-		return err
-	}
-	if err := os.Symlink(broker[0], filepath.Join(plugins, filepath.Base(broker[0]))); !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	return nil
 }
 
 // Port returns the node's port for AMQP; it stays the same.

@@ -32,7 +32,7 @@ func StartRabbitCluster(ctx context.Context, n int, more ...string) (*RabbitClus
 	if n < 1 {
 		return nil, fmt.Errorf("start a cluster of RabbitMQ: of %d nodes, want at least 1", n)
 	}
-	with, err := findRabbitMQ("/usr/lib/rabbitmq/bin")
+	with, err := findRabbitMQ(packagedScripts)
 	if err != nil {
 		return nil, err
 	}

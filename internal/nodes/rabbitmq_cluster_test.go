@@ -100,7 +100,8 @@ func TestClusterThatIsStoppedAsAWholeStartsAsAWhole(t *testing.T) {
 	if _, err := StartRabbitCluster(t.Context(), 0); err == nil || !strings.Contains(err.Error(), "at least 1") {
 		t.Errorf("a cluster of nothing: %v", err)
 	}
-	if _, err := StartRabbitCluster(t.Context(), 2, "no_such_setting = on"); err == nil || !strings.Contains(err.Error(), "no_such_setting") {
+	_, err := StartRabbitCluster(t.Context(), 2, "no_such_setting = on")
+	if err == nil || !strings.Contains(err.Error(), "no_such_setting") {
 		t.Errorf("an unknown setting: %v", err)
 	}
 	if left := remaining(t, dir); len(left) != 0 {

@@ -243,7 +243,7 @@ func TestClosedBrokerIsGoneAndStaysClosed(t *testing.T) {
 
 func TestMissingBrokerIsAnErrorWithTheCommandThatInstallsIt(t *testing.T) {
 	t.Setenv("PATH", "")
-	for _, usual := range []string{t.TempDir(), "/usr/lib/rabbitmq/bin"} { // without erl
+	for _, usual := range []string{t.TempDir(), packagedScripts} { // without erl
 		_, err := findRabbitMQ(usual)
 		if err == nil || !strings.HasSuffix(err.Error(), "install it with: sudo internal/nodes/install.sh") {
 			t.Errorf("err = %v", err)

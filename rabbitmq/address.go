@@ -1,0 +1,154 @@
+package rabbitmq
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/opscore/opscore"
+)
+
+// address is one server as its URL names it.
+type address struct {
+	url string // with the password: never to be shown
+	uri amqp.URI
+}
+
+// addresses are those of one cluster.
+type addresses struct {
+	all  []address
+	turn *atomic.Uint64
+}
+
+func (a addresses) next() address { return a.all[(a.turn.Add(1)-1)%uint64(len(a.all))] }
+
+func (a addresses) String() string {
+	var names []string
+	for _, one := range a.all {
+		names = append(names, one.String())
+	}
+	return strings.Join(names, ",")
+}
+
+// String leaves out the password, and the parameters.
+func (a address) String() string {
+	return fmt.Sprintf("%s://%s@%s/%s", a.uri.Scheme, url.PathEscape(a.uri.Username), net.JoinHostPort(a.uri.Host, strconv.Itoa(a.uri.Port)),
+		url.PathEscape(strings.TrimPrefix(a.uri.Vhost, "/")))
+}
+
+// parameters are those that a URL may have.
+var parameters = []string{
+	"auth_mechanism", "cacertfile", "certfile", "channel_max", "connection_timeout", "heartbeat", "keyfile", "server_name_indication",
+}
+
+// ValidURL checks a URL for [Open], or several separated by commas. The error is [opscore.ErrInvalid] and repeats nothing that could be a password.
+func ValidURL(urls string) error {
+	_, err := parse(urls)
+	return err
+}
+
+// Redacted is the URL without its password and its parameters; of what is no URL nothing is left.
+func Redacted(urls string) string {
+	at, err := parse(urls)
+	if err != nil {
+		return "…"
+	}
+	return at.String()
+}
+
+func parse(urls string) (addresses, error) {
+	at := addresses{turn: new(atomic.Uint64)}
+	invalid := func(format string, args ...any) (addresses, error) {
+		return addresses{}, &opscore.Error{Code: opscore.CodeInvalid, Message: "broker URL: " + fmt.Sprintf(format, args...)}
+	}
+	for text := range strings.SplitSeq(urls, ",") {
+		text = strings.TrimSpace(text)
+		u, err := url.Parse(text)
+		if err != nil {
+			return invalid("not a URL; in a user name or a password, characters other than letters and digits have to be written as %%XX")
+		}
+		if u.Scheme != "amqp" && u.Scheme != "amqps" {
+			return invalid("accepted: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps://")
+		}
+		if u.Host == "" {
+			return invalid("it names no host: accepted: %s://USER:PASSWORD@HOST:PORT/VHOST", u.Scheme)
+		}
+		for name := range u.Query() {
+			if !slices.Contains(parameters, name) {
+				return invalid("parameter %q is not known; there are %s", name, strings.Join(parameters, ", "))
+			}
+		}
+		uri, err := amqp.ParseURI(text)
+		if err != nil {
+			return invalid("a parameter or the port is not what it should be")
+		}
+		if (uri.CertFile == "") != (uri.KeyFile == "") {
+			return invalid("certfile and keyfile go together")
+		}
+		if uri.Scheme == "amqp" && (uri.CACertFile != "" || uri.CertFile != "" || uri.ServerName != "") {
+			return invalid("certificates need amqps://")
+		}
+		at.all = append(at.all, address{text, uri})
+	}
+	return at, nil
+}
+
+// config reads the files that the URL names: at each dial, so that new ones are taken.
+func (a address) config() (amqp.Config, error) {
+	config := amqp.Config{Locale: "en_US"}
+	if a.uri.Scheme != "amqps" {
+		return config, nil
+	}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: a.uri.ServerName}
+	if a.uri.CACertFile != "" {
+		pem, err := os.ReadFile(a.uri.CACertFile)
+		if err != nil {
+			return config, fmt.Errorf("read cacertfile: %w", err)
+		}
+		if t.RootCAs = x509.NewCertPool(); !t.RootCAs.AppendCertsFromPEM(pem) {
+			return config, fmt.Errorf("read cacertfile %s: it holds no certificate", a.uri.CACertFile)
+		}
+	}
+	if a.uri.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(a.uri.CertFile, a.uri.KeyFile)
+		if err != nil {
+			return config, fmt.Errorf("read certfile and keyfile: %w", err)
+		}
+		t.Certificates = []tls.Certificate{pair}
+	}
+	config.TLSClientConfig = t
+	return config, nil
+}
+
+// certificate reports whether a TLS handshake failed because one end does not trust the other.
+func certificate(err error) bool {
+	_, verification := errors.AsType[*tls.CertificateVerificationError](err)
+	_, alert := errors.AsType[tls.AlertError](err)
+	_, plain := errors.AsType[tls.RecordHeaderError](err)
+	return verification || alert || plain
+}
+
+func properties(purpose, build string, about amqp.Table) amqp.Table {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	t := amqp.NewConnectionProperties()
+	t["product"] = "opscore"
+	t["connection_name"] = fmt.Sprintf("opscore %s %s:%d", purpose, host, os.Getpid())
+	t["purpose"], t["host"], t["pid"], t["build"] = purpose, host, int64(os.Getpid()), build
+	for k, v := range about {
+		t[k] = v
+	}
+	return t
+}

@@ -1,0 +1,254 @@
+package rabbitmq
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/opscore/opscore"
+)
+
+// Prefetch and parking: how many tickets a worker may hold that it cannot claim, and for how long.
+const (
+	maxPrefetch = 100
+	parkAfter   = 200 * time.Millisecond
+	carefulFor  = 2 * time.Second  // after a park, tickets are asked for only while there are free slots
+	carefulMost = 30 * time.Second // it is twice as long each time it turns out to be needed again
+)
+
+// parking is how careful a source is not to hold what it cannot claim.
+type parking struct {
+	until time.Time // while it is careful it consumes only while there are free slots
+	last  time.Duration
+}
+
+// consumer consumes all queues on one channel.
+type consumer struct {
+	*feed
+	source  *Source
+	conn    *amqp.Connection
+	queues  []string
+	running sync.WaitGroup // goroutines that read deliveries
+
+	switching sync.Mutex
+	tags      []string // of what consumes now
+	prefetch  int
+}
+
+// serve consumes on a connection until it is lost, a queue is gone, or ctx ends.
+func (s *Source) serve(ctx context.Context, conn *amqp.Connection) error {
+	s.mu.Lock()
+	queues := s.want.Queues
+	s.mu.Unlock()
+	for _, q := range queues {
+		if err := s.broker.diagnose.ensureQueue(ctx, q); err != nil {
+			return err
+		}
+	}
+	ch, err := await(ctx, func() { go hangUp(conn) }, conn.Channel)
+	if err != nil {
+		return err
+	}
+	c := &consumer{feed: newFeed(ch), source: s, conn: conn, queues: queues}
+	cancels := ch.NotifyCancel(make(chan string, len(queues)+1))
+	gone := ch.NotifyClose(make(chan *amqp.Error, 1))
+	s.attach(c)
+	defer s.attach(nil)
+	if err := c.begin(ctx); err != nil {
+		return err
+	}
+	return c.watch(ctx, gone, cancels)
+}
+
+func (s *Source) attach(c *consumer) {
+	s.mu.Lock()
+	s.consumer = c
+	s.mu.Unlock()
+	if c == nil {
+		s.inbox.open(nil)
+	} else {
+		s.inbox.open(c.feed)
+	}
+}
+
+// watch parks and resumes as slots are busy or free.
+func (c *consumer) watch(ctx context.Context, gone <-chan *amqp.Error, cancels <-chan string) error {
+	tick := time.NewTicker(parkAfter / 4)
+	defer tick.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done(): // unsubscribe first, and let others have what waits here
+			return c.end(context.WithoutCancel(ctx))
+		case e := <-gone:
+			return lost(e)
+		case <-cancels:
+			// The queue was deleted, or its node is down. Deliveries of it can no longer be settled on this channel.
+			return errQueueGone
+		case <-c.source.resume:
+			err = c.adjust(ctx)
+		case <-tick.C:
+			if c.source.holding() {
+				c.source.beCareful()
+				err = c.end(ctx)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// adjust consumes if there are free slots, with room for as many tickets as there are slots to claim for.
+func (c *consumer) adjust(ctx context.Context) error {
+	c.source.mu.Lock()
+	asking, most, careful := c.source.asking, c.source.want.Max, time.Now().Before(c.source.parking.until)
+	c.source.mu.Unlock()
+	c.switching.Lock()
+	small := len(c.tags) > 0 && c.prefetch < min(most, maxPrefetch)/2
+	c.switching.Unlock()
+	if !asking {
+		return nil
+	}
+	if small && !careful {
+		if err := c.end(ctx); err != nil {
+			return err
+		}
+	}
+	return c.begin(ctx)
+}
+
+// begin consumes, unless it does.
+func (c *consumer) begin(ctx context.Context) error {
+	c.switching.Lock()
+	defer c.switching.Unlock()
+	if len(c.tags) > 0 {
+		return nil
+	}
+	c.source.mu.Lock()
+	prefetch := min(c.source.want.Max, maxPrefetch)
+	c.source.mu.Unlock()
+	tags, err := await(ctx, func() { go hangUp(c.conn) }, func() ([]string, error) { return c.consume(prefetch) })
+	c.tags, c.prefetch = tags, prefetch
+	return err
+}
+
+func (c *consumer) consume(prefetch int) (tags []string, err error) {
+	if err := c.ch.Qos(prefetch, 0, false); err != nil { // holds for consumers that start from here on
+		return nil, err
+	}
+	for _, q := range c.queues {
+		tag := "opscore-" + uuid.NewString()
+		deliveries, err := c.ch.Consume(queuePrefix+q, tag, false, false, false, false, nil)
+		if err != nil {
+			return tags, err
+		}
+		tags = append(tags, tag)
+		c.running.Go(func() {
+			for d := range deliveries {
+				c.source.arrived(c.feed, q, &d)
+			}
+		})
+	}
+	return tags, nil
+}
+
+// end stops consuming and gives back what is not claimed.
+func (c *consumer) end(ctx context.Context) error {
+	c.switching.Lock()
+	defer c.switching.Unlock()
+	if len(c.tags) == 0 {
+		return nil
+	}
+	tags := c.tags
+	c.tags = nil
+	_, err := await(ctx, func() { go hangUp(c.conn) }, func() (struct{}, error) {
+		for _, tag := range tags {
+			if err := c.ch.Cancel(tag, false); err != nil {
+				return struct{}{}, err
+			}
+		}
+		c.running.Wait() // what was on its way has arrived
+		return struct{}{}, nil
+	})
+	if err != nil {
+		return err
+	}
+	if back := c.source.inbox.clear(c.feed); len(back) > 0 {
+		c.nack(back, true)
+		c.source.stats.parked.Add(1)
+	}
+	return nil
+}
+
+var errQueueGone = errors.New("a queue that was consumed is gone: it is made again")
+
+// holding reports whether tickets have been held for too long without a slot to claim for.
+func (s *Source) holding() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.asking && time.Since(s.asked) > parkAfter && s.inbox.held() > 0
+}
+
+func (s *Source) beCareful() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.parking.until) > 5*carefulFor {
+		s.parking.last = 0
+	}
+	s.parking.last = min(max(2*s.parking.last, carefulFor), carefulMost)
+	s.parking.until = time.Now().Add(s.parking.last)
+}
+
+// arrived decodes a delivery and puts it into the inbox. What is no ticket of ours is kept as an orphan.
+func (s *Source) arrived(f *feed, queue string, d *amqp.Delivery) {
+	s.stats.tickets.Add(1)
+	t, err := decode(s.broker.instance, d.Body)
+	if err == nil {
+		s.inbox.put(&delivery{Ticket: t, feed: f, tag: d.DeliveryTag, open: len(t.Tasks)})
+		return
+	}
+	reason := opscore.CodeUndecodable
+	if errors.Is(err, errForeign) {
+		reason = opscore.CodeForeignDatabase
+	}
+	if s.orphan(messageID(d), queue, reason, d, err) {
+		if reason == opscore.CodeForeignDatabase {
+			f.nack([]uint64{d.DeliveryTag}, false) // whoever it belongs to finds it among the dead letters
+		} else {
+			f.ack([]uint64{d.DeliveryTag})
+		}
+	}
+}
+
+// messageID is the message's own id, or one made of its body, so that the same message is the same orphan.
+func messageID(d *amqp.Delivery) opscore.ID {
+	if id, err := uuid.Parse(d.MessageId); err == nil {
+		return id
+	}
+	return uuid.NewSHA1(uuid.NameSpaceOID, d.Body)
+}
+
+// orphan keeps a message; if that fails the message stays where it is until the connection is lost.
+func (s *Source) orphan(id opscore.ID, queue string, reason opscore.Code, d *amqp.Delivery, why error) bool {
+	s.stats.orphans.Add(1)
+	headers, err := json.Marshal(d.Headers)
+	if err != nil || len(headers) > maxMessageBytes {
+		headers = []byte(`"too many to be kept"`)
+	}
+	ctx, cancel := context.WithTimeout(s.broker.ctx, patience)
+	defer cancel()
+	dropped, err := s.store.KeepOrphans(ctx, []opscore.Orphan{{ID: id, Queue: queue, Reason: reason, Headers: string(headers), Body: d.Body}})
+	if err != nil {
+		s.broker.log.Error("cannot keep an orphan", "queue", queue, "reason", reason, "bytes", len(d.Body), "error", err)
+		return false
+	}
+	s.broker.log.Warn("a message belongs to no task", "queue", queue, "orphan", id, "reason", reason, "bytes", len(d.Body), "why", why,
+		"dropped", dropped > 0)
+	return true
+}

@@ -1,0 +1,106 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/opscore/opscore"
+)
+
+// link is a connection that is dialled again, with backoff, whenever it is lost. The library's own recovery is off: it would
+// redeclare and replay behind our back.
+type link struct {
+	broker  *Broker
+	purpose string
+	about   amqp.Table // more to be seen among the broker's connections
+}
+
+// Backoff of a link.
+const (
+	redialAfter = 50 * time.Millisecond
+	redialMost  = 5 * time.Second
+	settledFor  = time.Second // a connection that lasted so long was a good one
+)
+
+var errLinkLost = errors.New("the connection was closed")
+
+// run dials until ctx ends, and calls serve with each connection. serve returns when it is lost, or when ctx ends.
+func (l *link) run(ctx context.Context, serve func(context.Context, *amqp.Connection) error) {
+	said, backoff := "", redialAfter
+	for ctx.Err() == nil {
+		began := time.Now()
+		conn, err := l.broker.dial(ctx, l.purpose, l.about)
+		if err == nil {
+			if said != "" {
+				l.broker.log.Info("connected to the broker again", "broker", l.broker, "purpose", l.purpose)
+			}
+			said = ""
+			err = l.broker.unavailable(serve(ctx, conn))
+			hangUp(conn)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > settledFor && said == "" {
+			backoff = redialAfter
+		}
+		if err != nil && err.Error() != said {
+			said = err.Error()
+			l.broker.log.Warn("no connection to the broker; tasks are pulled from the database meanwhile", "purpose", l.purpose, "error", err)
+		}
+		pause(ctx, backoff+rand.N(backoff/2))
+		backoff = min(2*backoff, redialMost)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// lost turns what a library's notification says into an error.
+func lost(e *amqp.Error) error {
+	if e == nil {
+		return errLinkLost
+	}
+	return e
+}
+
+// patience bounds an exchange with the broker, also one that the library would wait for without end.
+const patience = 5 * time.Second
+
+// await returns what do does, or an error after patience or at the end of ctx. A connection whose do has not returned is
+// of no more use: giveUp must end it, so that do returns after all.
+func await[T any](ctx context.Context, giveUp func(), do func() (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	done := make(chan answer, 1)
+	go func() {
+		v, err := do()
+		done <- answer{v, err}
+	}()
+	select {
+	case a := <-done:
+		return a.value, a.err
+	case <-ctx.Done():
+		giveUp()
+		var none T
+		return none, context.Cause(ctx)
+	}
+}
+
+func unavailableNow(why string) error {
+	return &opscore.Error{Code: opscore.CodeUnavailable, Message: why}
+}

@@ -1,0 +1,176 @@
+// Package rabbitmq carries tickets: with RabbitMQ between a store and its workers, tasks reach a free worker without a look at the store,
+// and without RabbitMQ they reach it all the same.
+package rabbitmq
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/opscore/opscore"
+)
+
+// Store is what tickets need of a store; [github.com/opscore/opscore/postgres.Store] is one.
+type Store interface {
+	opscore.Store
+	opscore.Outbox
+	// Deployment says who the database is.
+	Deployment(ctx context.Context) (opscore.Deployment, error)
+	// BeginEpoch notes that the broker's state is a new one, unless somebody has since before was read, and returns the epoch that holds.
+	BeginEpoch(ctx context.Context, before, next opscore.ID) (now opscore.ID, err error)
+	// KeepOrphans stores messages that belong to no task and returns how many there was no room for.
+	KeepOrphans(ctx context.Context, orphans []opscore.Orphan) (dropped int, err error)
+}
+
+// Options change how a broker is used; the zero value is the default.
+type Options struct {
+	Classic bool         // queues that are made are classic ones; the default is quorum queues, which survive a node of a cluster
+	Build   string       // of this process, to be seen among the broker's connections; empty means what the binary knows of its version
+	Log     *slog.Logger // nil means [slog.Default]
+}
+
+// Broker is a RabbitMQ server, or a cluster of them. It is safe for concurrent use.
+type Broker struct {
+	addresses addresses
+	options   Options
+	store     Store
+	log       *slog.Logger
+	instance  opscore.ID // of the store
+	diagnose  *inspector
+
+	ctx    context.Context //nolint:containedctx // the life of the connections, from Open to Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// Open reads the URL, or several ones of a cluster separated by commas, and connects once to find out what there is to find
+// out: a broker that refuses us (password, virtual host, permission, certificate) is an error, for that does not get better by itself. One
+// that cannot be reached is not: it is dialled again until it can be, and workers pull meanwhile. Errors never hold a password.
+func Open(ctx context.Context, urls string, store Store, o Options) (*Broker, error) {
+	at, err := parse(urls)
+	if err != nil {
+		return nil, err
+	}
+	d, err := store.Deployment(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o.Build = cmp.Or(o.Build, opscore.Build())
+	b := &Broker{addresses: at, options: o, store: store, log: cmp.Or(o.Log, slog.Default()), instance: d.Instance}
+	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	b.diagnose = &inspector{broker: b}
+	_, err = on(ctx, b.diagnose, func(*amqp.Channel) (struct{}, error) { return struct{}{}, nil })
+	switch {
+	case refused(err):
+		b.Close()
+		return nil, err
+	case err != nil:
+		b.log.Warn("degraded: the broker cannot be reached; tasks are pulled from the database until it can be", "broker", b, "error", err)
+	}
+	return b, nil
+}
+
+// Close ends the connections and returns when nothing of the broker runs any more. Workers and keepers must have stopped.
+func (b *Broker) Close() {
+	b.cancel()
+	b.wg.Wait()
+	b.diagnose.close()
+}
+
+// String names the broker, without a password.
+func (b *Broker) String() string { return b.addresses.String() }
+
+// dialFor bounds how long a handshake may take: a process that is frozen accepts connections.
+const dialFor = 5 * time.Second
+
+// heartbeat is the interval of AMQP's own heartbeats, unless the URL says otherwise.
+const heartbeat = 10 * time.Second
+
+// dial opens a connection for a purpose to one of the addresses: the next one at each try.
+func (b *Broker) dial(ctx context.Context, purpose string, about amqp.Table) (*amqp.Connection, error) {
+	at := b.addresses.next()
+	config, err := at.config()
+	if err != nil {
+		return nil, b.unavailable(err)
+	}
+	config.Heartbeat = heartbeat
+	config.Properties = properties(purpose, b.options.Build, about)
+	connected := func() bool { return true }
+	config.Dial = func(network, address string) (net.Conn, error) {
+		conn, err := (&net.Dialer{Timeout: dialFor}).DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		connected = context.AfterFunc(ctx, func() { conn.Close() })
+		return impatient{conn}, conn.SetDeadline(time.Now().Add(dialFor))
+	}
+	conn, err := amqp.DialConfig(at.url, config)
+	if !connected() && err == nil {
+		err = context.Cause(ctx)
+		hangUp(conn)
+	}
+	if err != nil {
+		return nil, b.unavailable(err)
+	}
+	return conn, nil
+}
+
+// impatient is a connection whose writes fail when the other end reads nothing: an ack must not hold up a worker.
+type impatient struct{ net.Conn }
+
+func (c impatient) Write(p []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(dialFor)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(p)
+}
+
+// hangUp closes a connection without much patience: the other end may be frozen.
+func hangUp(conn *amqp.Connection) { _ = conn.CloseDeadline(time.Now().Add(time.Second)) }
+
+// refused reports whether the broker, or we, decided against the connection, as opposed to not being there.
+func refused(err error) bool {
+	if e, ok := errors.AsType[*amqp.Error](err); ok {
+		return e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed
+	}
+	return certificate(err)
+}
+
+// unavailable says in words what an error means for whoever runs the tasks.
+func (b *Broker) unavailable(err error) error {
+	if err == nil || opscore.CodeOf(err) != "" || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return &opscore.Error{Code: opscore.CodeUnavailable, Message: fmt.Sprintf("RabbitMQ at %s: %s", b, meaning(err)), Err: err}
+}
+
+func meaning(err error) string {
+	var timeout net.Error
+	e, isAMQP := errors.AsType[*amqp.Error](err)
+	switch {
+	case certificate(err):
+		return "its certificate is not accepted"
+	case isAMQP && e.Code == amqp.AccessRefused && errors.Is(err, amqp.ErrCredentials):
+		return "the user or the password is wrong"
+	case isAMQP && e.Code == amqp.AccessRefused:
+		return "the user lacks a permission: see docs/operations/rabbitmq.md"
+	case isAMQP && e.Code == amqp.NotAllowed:
+		return "the virtual host does not exist, or the user may not use it"
+	case isAMQP && e.Code == amqp.NotFound:
+		return "the queue does not exist, or its node is down"
+	case isAMQP && e.Code == amqp.ConnectionForced:
+		return "it is shutting down, or an operator closed the connection"
+	case isAMQP && e.Code == amqp.PreconditionFailed:
+		return "it closed the channel"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return "it accepts connections or packets, but does not answer: frozen, overloaded or behind a firewall"
+	}
+	return "it cannot be reached"
+}

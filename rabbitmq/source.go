@@ -1,0 +1,307 @@
+package rabbitmq
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/internal/batch"
+)
+
+// Source is the [opscore.Source] of one worker: it claims what tickets name, and pulls from the store what no ticket has come for. It
+// subscribes when it is asked for tasks first, and unsubscribes when the context of that ends.
+type Source struct {
+	broker *Broker
+	store  Store
+	inbox  *inbox
+	misses *batch.Batch[piece]
+	start  sync.Once
+
+	mu       sync.Mutex
+	want     opscore.Claim // the latest
+	asking   bool          // Next is under way
+	asked    time.Time     // when Next returned last
+	free     time.Time     // since when there are free slots
+	claims   claims
+	pulled   map[string]pulled
+	parking  parking
+	consumer *consumer
+	resume   chan struct{} // has a token when a parked consumer is wanted again
+
+	stats struct{ tickets, claimed, missed, pulled, parked, orphans atomic.Int64 }
+}
+
+// claims is what is known of the last claim by tickets.
+type claims struct {
+	ended time.Time
+	took  time.Duration
+}
+
+// pulled is what is known of pulls from a queue.
+type pulled struct {
+	last time.Time // when it was tried
+	full bool      // it brought all that there were slots for: there is more
+}
+
+// Stats counts what a Source has done.
+type Stats struct {
+	Tickets int64 `json:"tickets"` // that arrived
+	Claimed int64 `json:"claimed"` // tasks, by ticket
+	Missed  int64 `json:"missed"`  // tasks that a ticket named and that were not there to be claimed
+	Pulled  int64 `json:"pulled"`  // tasks, without a ticket
+	Parked  int64 `json:"parked"`  // times that tickets were given back because all slots were busy
+	Orphans int64 `json:"orphans"` // messages that belong to no task
+}
+
+// pullAfter is for how long a worker with free slots waits for tickets before it looks for itself.
+const pullAfter = time.Second
+
+// pullEvery is how often a worker looks that cannot get tickets; it is woken besides.
+const pullEvery = 250 * time.Millisecond
+
+// Source returns the source of one worker.
+func (b *Broker) Source() *Source {
+	s := &Source{broker: b, store: b.store, inbox: newInbox(), pulled: map[string]pulled{}, resume: make(chan struct{}, 1)}
+	s.misses = batch.New(opscore.DefaultSlots, s.classify)
+	return s
+}
+
+// Stats returns the counts so far.
+func (s *Source) Stats() Stats {
+	return Stats{
+		s.stats.tickets.Load(), s.stats.claimed.Load(), s.stats.missed.Load(), s.stats.pulled.Load(), s.stats.parked.Load(),
+		s.stats.orphans.Load(),
+	}
+}
+
+// Next implements [opscore.Source].
+func (s *Source) Next(ctx context.Context, want opscore.Claim) ([]opscore.Task, error) {
+	s.enter(want)
+	defer s.leave()
+	s.start.Do(func() { s.subscribe(ctx, want.Worker) })
+	for until := time.Now().Add(pullAfter); ; {
+		wake := s.wake() // taken before the look, so that nothing that comes after it is missed
+		s.gather(ctx, want.Max)
+		if pieces := s.inbox.take(want.Max); len(pieces) > 0 {
+			tasks, err := s.claim(ctx, want, pieces)
+			if err != nil || len(tasks) > 0 {
+				return tasks, err
+			}
+			continue
+		}
+		tasks, wait, err := s.pull(ctx, want)
+		if err != nil || len(tasks) > 0 {
+			return tasks, err
+		}
+		if left := time.Until(until); left <= 0 {
+			return nil, nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, nil
+		case <-s.inbox.arrived:
+		case <-wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// maxGather bounds how long tickets wait for others to be claimed together with.
+const maxGather = 5 * time.Millisecond
+
+// gather waits, while tickets come one after the other, until there are as many tasks as fit or for as long as the last claim took: a
+// claim of many takes hardly longer than one of few.
+func (s *Source) gather(ctx context.Context, limit int) {
+	s.mu.Lock()
+	last := s.claims
+	s.mu.Unlock()
+	wait := min(last.took, maxGather)
+	if time.Since(last.ended) > maxGather {
+		return
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for s.inbox.tasks() < limit {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			s.inbox.signal() // what was taken from the channel meanwhile
+			return
+		case <-s.inbox.arrived:
+		}
+	}
+}
+
+// enter notes that the worker has free slots.
+func (s *Source) enter(want opscore.Claim) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); now.Sub(s.asked) > parkAfter/2 {
+		s.free = now // it had none for a while
+	}
+	s.asking, s.want = true, want
+	select {
+	case s.resume <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Source) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asking, s.asked = false, time.Now()
+}
+
+// wake is when there may be something to pull for a worker that gets no tickets; one that does waits for them instead.
+func (s *Source) wake() <-chan struct{} {
+	waker, ok := s.store.(opscore.Waker)
+	if _, unfed := s.inbox.silence("", time.Now()); !ok || unfed < pullAfter {
+		return nil
+	}
+	return waker.Wake()
+}
+
+// claim claims the tasks of pieces. Tickets are settled once the claim has committed.
+func (s *Source) claim(ctx context.Context, want opscore.Claim, pieces []piece) ([]opscore.Task, error) {
+	want.IDs, want.Tickets = make([]opscore.ID, 0, len(pieces)), nil
+	named := make(map[opscore.ID]bool, len(pieces))
+	tickets := make(map[opscore.ID]bool, len(pieces))
+	for _, p := range pieces {
+		if !named[p.id] {
+			named[p.id] = true
+			want.IDs = append(want.IDs, p.id)
+		}
+		if !tickets[p.Ticket.ID] {
+			tickets[p.Ticket.ID] = true
+			want.Tickets = append(want.Tickets, p.Ticket.ID)
+		}
+	}
+	sent := time.Now()
+	got, err := s.store.Claim(ctx, want)
+	if err != nil {
+		s.inbox.retry(pieces...)
+		return nil, err
+	}
+	s.mu.Lock()
+	s.claims = claims{ended: time.Now(), took: time.Since(sent)}
+	s.mu.Unlock()
+	clear(named)
+	for i := range got.Tasks {
+		named[got.Tasks[i].ID] = true
+	}
+	var claimed, missed []piece
+	for _, p := range pieces {
+		if named[p.id] {
+			named[p.id] = false // a second piece of the same task misses
+			claimed = append(claimed, p)
+		} else {
+			missed = append(missed, p)
+		}
+	}
+	s.stats.claimed.Add(int64(len(claimed)))
+	if len(got.Tasks) == want.Max {
+		s.full(ctx)
+	}
+	s.settle(claimed)
+	s.misses.Add(missed...)
+	return got.Tasks, nil
+}
+
+// full stops the flow of tickets before the ones that filled the last slots are settled, if the source has been holding too many of
+// them lately.
+func (s *Source) full(ctx context.Context) {
+	s.mu.Lock()
+	c, careful := s.consumer, time.Now().Before(s.parking.until)
+	s.mu.Unlock()
+	if c != nil && careful {
+		_ = c.end(ctx) // an error means that the channel is gone: it is noticed elsewhere
+	}
+}
+
+// settle acknowledges the tickets that have no more open pieces.
+func (s *Source) settle(pieces []piece) {
+	tags := map[*feed][]uint64{}
+	var ended []opscore.ID
+	for _, d := range s.inbox.done(pieces) {
+		tags[d.feed] = append(tags[d.feed], d.tag)
+		if d.late && !d.stay {
+			ended = append(ended, d.Ticket.ID)
+		}
+	}
+	if len(ended) > 0 {
+		ctx, cancel := context.WithTimeout(s.broker.ctx, patience)
+		defer cancel()
+		if err := s.store.Withdraw(ctx, ended); err != nil {
+			s.broker.log.Warn("cannot end tickets: their tasks come back when the tickets are old", "tickets", len(ended), "error", err)
+		}
+	}
+	for f, some := range tags {
+		f.ack(some)
+	}
+}
+
+// pull claims due tasks of queues that no ticket has come from for a while, and says when to try again.
+func (s *Source) pull(ctx context.Context, want opscore.Claim) (tasks []opscore.Task, wait time.Duration, err error) {
+	queues, all, wait := s.silent(want.Queues)
+	if len(queues) == 0 {
+		return nil, wait, nil
+	}
+	want.Queues, want.NotOut = queues, !all
+	got, err := s.store.Claim(ctx, want)
+	s.mu.Lock()
+	now := time.Now()
+	for _, q := range queues {
+		s.pulled[q] = pulled{now, len(got.Tasks) == want.Max}
+	}
+	s.mu.Unlock()
+	s.stats.pulled.Add(int64(len(got.Tasks)))
+	if got.Next > 0 {
+		wait = min(wait, got.Next)
+	}
+	return got.Tasks, wait, err
+}
+
+// silent returns the queues to pull from now, whether also what is out there, and when to look again. Those are queues from which
+// nothing came for pullAfter although there were free slots, or from which a pull has brought as much as it could and no ticket has since.
+func (s *Source) silent(of []string) (queues []string, all bool, wait time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	wait = pullAfter
+	for _, q := range of {
+		quiet, unfed := s.inbox.silence(q, s.free)
+		p := s.pulled[q]
+		since, every := time.Since(p.last), pullAfter
+		if unfed >= pullAfter {
+			all, every = true, pullEvery
+		}
+		switch {
+		case p.full && quiet > since, all && since >= every, quiet >= pullAfter && since >= every:
+			queues = append(queues, q)
+			wait = min(wait, every)
+		case all:
+			wait = min(wait, every-since)
+		default:
+			wait = min(wait, max(pullAfter-quiet, every-since))
+		}
+	}
+	return queues, all, max(wait, time.Millisecond)
+}
+
+// subscribe consumes until ctx ends.
+func (s *Source) subscribe(ctx context.Context, worker opscore.ID) {
+	l := &link{broker: s.broker, purpose: "consume", about: amqp.Table{"worker": worker.String()}}
+	s.broker.wg.Go(func() {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
+		defer context.AfterFunc(s.broker.ctx, stop)()
+		l.run(ctx, s.serve)
+	})
+}
