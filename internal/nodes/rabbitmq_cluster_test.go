@@ -47,11 +47,14 @@ func TestClusterKeepsWhatWasConfirmedWhenANodeIsKilledAndComesBack(t *testing.T)
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, ok, err := ch.Get("kept", true)
-		if ok && string(m.Body) != killed.Name() {
+		m, ok, err := ch.Get("kept", false)
+		if err != nil || !ok {
+			return false
+		}
+		if string(m.Body) != killed.Name() {
 			t.Fatalf("the first message is %q, want %q", m.Body, killed.Name())
 		}
-		return err == nil && ok
+		return m.Ack(false) == nil
 	})
 	if n := members(t, c.Nodes[1], "kept"); n != 2 {
 		t.Errorf("%d members run, want 2", n)

@@ -192,9 +192,9 @@ func TestFailedCommandsSayWhy(t *testing.T) {
 // TestBrokerListensOnNothingButLoopback is about this machine's neighbours, who could take the broker for one of theirs.
 func TestBrokerListensOnNothingButLoopback(t *testing.T) {
 	r := Broker(t)
-	got, err := r.Eval(t.Context(), "[begin {ok, {A, _}} = inet:sockname(P), A end || P <- erlang:ports(), "+
-		"{name, \"tcp_inet\"} =:= erlang:port_info(P, name), {error, enotconn} =:= inet:peername(P)]")
-	if want := "[{127,0,0,1},{127,0,0,1}]"; err != nil || strings.ReplaceAll(got, " ", "") != want {
+	got, err := r.Eval(t.Context(), "lists:usort([A || P <- erlang:ports(), {name, \"tcp_inet\"} =:= erlang:port_info(P, name), "+
+		"{error, enotconn} =:= inet:peername(P), {ok, {A, _}} <- [inet:sockname(P)]])")
+	if want := "[{127,0,0,1}]"; err != nil || got != want {
 		t.Errorf("it listens on %s, %v, want %s", got, err, want)
 	}
 	cookie, err := os.Stat(filepath.Join(r.dir.path, ".erlang.cookie"))
