@@ -113,16 +113,16 @@ func (a address) config() (amqp.Config, error) {
 	if a.uri.CACertFile != "" {
 		pem, err := os.ReadFile(a.uri.CACertFile)
 		if err != nil {
-			return config, fmt.Errorf("read cacertfile: %w", err)
+			return config, unusable("cacertfile", err)
 		}
 		if t.RootCAs = x509.NewCertPool(); !t.RootCAs.AppendCertsFromPEM(pem) {
-			return config, fmt.Errorf("read cacertfile %s: it holds no certificate", a.uri.CACertFile)
+			return config, unusable("cacertfile "+a.uri.CACertFile, errors.New("it holds no certificate"))
 		}
 	}
 	if a.uri.CertFile != "" {
 		pair, err := tls.LoadX509KeyPair(a.uri.CertFile, a.uri.KeyFile)
 		if err != nil {
-			return config, fmt.Errorf("read certfile and keyfile: %w", err)
+			return config, unusable("certfile and keyfile", err)
 		}
 		t.Certificates = []tls.Certificate{pair}
 	}
@@ -130,12 +130,15 @@ func (a address) config() (amqp.Config, error) {
 	return config, nil
 }
 
+func unusable(what string, err error) error {
+	return &opscore.Error{Code: opscore.CodeInvalid, Message: "broker URL: " + what, Err: err}
+}
+
 // certificate reports whether a TLS handshake failed because one end does not trust the other.
 func certificate(err error) bool {
 	_, verification := errors.AsType[*tls.CertificateVerificationError](err)
-	_, alert := errors.AsType[tls.AlertError](err)
 	_, plain := errors.AsType[tls.RecordHeaderError](err)
-	return verification || alert || plain
+	return verification || plain || strings.Contains(err.Error(), "remote error: tls:") // the library keeps but its text
 }
 
 func properties(purpose, build string, about amqp.Table) amqp.Table {

@@ -188,12 +188,13 @@ func TestConnectionsThatAreClosedAllTheTimeCostNothing(t *testing.T) {
 }
 
 func TestATaskLongerThanTheConsumerTimeoutCompletesOnce(t *testing.T) {
-	_, at := node(t, "consumer_timeout = 3000", "channel_tick_interval = 1000")
+	n, at := node(t, "consumer_timeout = 3000")
+	eval(t, n, "application:set_env(rabbit, channel_tick_interval, 1000)") // how often channels look whether it is over
 	r := newRig(t, at)
 	b := r.broker(rabbitmq.Options{})
 	source, _ := r.work(b, opscore.Worker{Slots: 2})
 	r.keep(b)
-	r.submit(6, 8*time.Second) // two at a time: the others wait, in the broker or here
+	r.submit(4, 6*time.Second) // two at a time: the others wait, in the broker or here
 	r.await()
 	t.Logf("%+v", source.Stats())
 	if n := r.count("SELECT count(*) FROM opscore.attempt"); n != 0 {

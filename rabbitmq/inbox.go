@@ -26,15 +26,17 @@ func newFeed(ch *amqp.Channel) *feed { return &feed{ch: ch, settled: map[uint64]
 func (f *feed) ack(tags []uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	before := f.low
 	f.note(tags)
-	if f.low > before {
-		_ = f.ch.Ack(f.low, true) // an error means that the channel is gone: it is noticed elsewhere
-	}
+	top := uint64(0) // one of these, for the broker does not know a tag any more that was settled before
 	for _, tag := range tags {
-		if tag > f.low {
-			_ = f.ch.Ack(tag, false)
+		if tag <= f.low {
+			top = max(top, tag)
+		} else {
+			_ = f.ch.Ack(tag, false) // an error means that the channel is gone: it is noticed elsewhere
 		}
+	}
+	if top > 0 {
+		_ = f.ch.Ack(top, true)
 	}
 }
 

@@ -23,7 +23,7 @@ type link struct {
 const (
 	redialAfter = 50 * time.Millisecond
 	redialMost  = 5 * time.Second
-	settledFor  = time.Second // a connection that lasted so long was a good one
+	goodFor     = 200 * time.Millisecond // a connection that was of use for so long was a good one
 )
 
 var errLinkLost = errors.New("the connection was closed")
@@ -32,21 +32,21 @@ var errLinkLost = errors.New("the connection was closed")
 func (l *link) run(ctx context.Context, serve func(context.Context, *amqp.Connection) error) {
 	said, backoff := "", redialAfter
 	for ctx.Err() == nil {
-		began := time.Now()
 		conn, err := l.broker.dial(ctx, l.purpose, l.about)
 		if err == nil {
+			began := time.Now()
 			if said != "" {
 				l.broker.log.Info("connected to the broker again", "broker", l.broker, "purpose", l.purpose)
 			}
 			said = ""
 			err = l.broker.unavailable(serve(ctx, conn))
 			hangUp(conn)
+			if time.Since(began) > goodFor {
+				backoff = redialAfter
+			}
 		}
 		if ctx.Err() != nil {
 			return
-		}
-		if time.Since(began) > settledFor && said == "" {
-			backoff = redialAfter
 		}
 		if err != nil && err.Error() != said {
 			said = err.Error()

@@ -58,6 +58,8 @@ func decode(instance opscore.ID, body []byte) (opscore.Ticket, error) {
 		return opscore.Ticket{}, errors.New("decode ticket: something follows it")
 	case m.Version != wireVersion:
 		return opscore.Ticket{}, fmt.Errorf("version %d of tickets is not known", m.Version)
+	case m.Instance == opscore.ID{}:
+		return opscore.Ticket{}, errors.New("decode ticket: it names no database")
 	case m.Instance != instance:
 		return opscore.Ticket{}, errForeign
 	}

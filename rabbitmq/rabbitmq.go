@@ -137,10 +137,13 @@ func hangUp(conn *amqp.Connection) { _ = conn.CloseDeadline(time.Now().Add(time.
 
 // refused reports whether the broker, or we, decided against the connection, as opposed to not being there.
 func refused(err error) bool {
+	if err == nil {
+		return false
+	}
 	if e, ok := errors.AsType[*amqp.Error](err); ok {
 		return e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed
 	}
-	return certificate(err)
+	return certificate(err) || opscore.CodeOf(err) == opscore.CodeInvalid
 }
 
 // unavailable says in words what an error means for whoever runs the tasks.
@@ -156,7 +159,7 @@ func meaning(err error) string {
 	e, isAMQP := errors.AsType[*amqp.Error](err)
 	switch {
 	case certificate(err):
-		return "its certificate is not accepted"
+		return "its certificate, or ours, is not accepted"
 	case isAMQP && e.Code == amqp.AccessRefused && errors.Is(err, amqp.ErrCredentials):
 		return "the user or the password is wrong"
 	case isAMQP && e.Code == amqp.AccessRefused:
