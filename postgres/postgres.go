@@ -101,8 +101,10 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
 	}
-	s := &Store{schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}},
-		outgoing: outgoing{cursors: map[lane]cursor{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger()}
+	s := &Store{
+		schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}},
+		outgoing: outgoing{cursors: map[lane]cursor{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger(),
+	}
 	config.AfterConnect = s.connected
 	s.wake.init()
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {

@@ -71,7 +71,7 @@ func (a *authority) file(name string) string { return filepath.Join(a.dir, name)
 // secured is a node whose TLS listener has a certificate for localhost and wants one of its clients.
 func secured(t *testing.T, a *authority, server string) (n *nodes.RabbitMQ, at func(host string, parameters url.Values) string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	check(t, err)
 	port := l.Addr().(*net.TCPAddr).Port
 	check(t, l.Close())

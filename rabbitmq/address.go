@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -68,39 +69,42 @@ func Redacted(urls string) string {
 
 func parse(urls string) (addresses, error) {
 	at := addresses{turn: new(atomic.Uint64)}
-	invalid := func(format string, args ...any) (addresses, error) {
-		return addresses{}, &opscore.Error{Code: opscore.CodeInvalid, Message: "broker URL: " + fmt.Sprintf(format, args...)}
-	}
 	for text := range strings.SplitSeq(urls, ",") {
-		text = strings.TrimSpace(text)
-		u, err := url.Parse(text)
+		one, err := parseOne(strings.TrimSpace(text))
 		if err != nil {
-			return invalid("not a URL; in a user name or a password, characters other than letters and digits have to be written as %%XX")
+			return addresses{}, &opscore.Error{Code: opscore.CodeInvalid, Message: "broker URL", Err: err}
 		}
-		if u.Scheme != "amqp" && u.Scheme != "amqps" {
-			return invalid("accepted: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps://")
-		}
-		if u.Host == "" {
-			return invalid("it names no host: accepted: %s://USER:PASSWORD@HOST:PORT/VHOST", u.Scheme)
-		}
-		for name := range u.Query() {
-			if !slices.Contains(parameters, name) {
-				return invalid("parameter %q is not known; there are %s", name, strings.Join(parameters, ", "))
-			}
-		}
-		uri, err := amqp.ParseURI(text)
-		if err != nil {
-			return invalid("a parameter or the port is not what it should be")
-		}
-		if (uri.CertFile == "") != (uri.KeyFile == "") {
-			return invalid("certfile and keyfile go together")
-		}
-		if uri.Scheme == "amqp" && (uri.CACertFile != "" || uri.CertFile != "" || uri.ServerName != "") {
-			return invalid("certificates need amqps://")
-		}
-		at.all = append(at.all, address{text, uri})
+		at.all = append(at.all, one)
 	}
 	return at, nil
+}
+
+// parseOne passes on no error that was made of the text: it may hold a password.
+func parseOne(text string) (address, error) {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil:
+		return address{}, errors.New("not a URL; in a user name or a password, characters other than letters and digits have to be written as %XX")
+	case u.Scheme != "amqp" && u.Scheme != "amqps":
+		return address{}, errors.New("accepted: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps://")
+	case u.Host == "":
+		return address{}, fmt.Errorf("it names no host: accepted: %s://USER:PASSWORD@HOST:PORT/VHOST", u.Scheme)
+	}
+	for name := range u.Query() {
+		if !slices.Contains(parameters, name) {
+			return address{}, fmt.Errorf("parameter %q is not known; there are %s", name, strings.Join(parameters, ", "))
+		}
+	}
+	uri, err := amqp.ParseURI(text)
+	switch {
+	case err != nil:
+		return address{}, errors.New("a parameter or the port is not what it should be")
+	case (uri.CertFile == "") != (uri.KeyFile == ""):
+		return address{}, errors.New("certfile and keyfile go together")
+	case uri.Scheme == "amqp" && (uri.CACertFile != "" || uri.CertFile != "" || uri.ServerName != ""):
+		return address{}, errors.New("certificates need amqps://")
+	}
+	return address{text, uri}, nil
 }
 
 // config reads the files that the URL names: at each dial, so that new ones are taken.
@@ -150,8 +154,6 @@ func properties(purpose, build string, about amqp.Table) amqp.Table {
 	t["product"] = "opscore"
 	t["connection_name"] = fmt.Sprintf("opscore %s %s:%d", purpose, host, os.Getpid())
 	t["purpose"], t["host"], t["pid"], t["build"] = purpose, host, int64(os.Getpid()), build
-	for k, v := range about {
-		t[k] = v
-	}
+	maps.Copy(t, about)
 	return t
 }

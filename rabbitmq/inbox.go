@@ -71,7 +71,7 @@ type delivery struct {
 	open  int  // of its tasks, those of which it is not known yet what to do
 	back  bool // it was given back: nothing is settled any more
 	stay  bool // it remains out although nobody has it any more: its tasks come back when it is old
-	late  bool // some of its tasks were not there to be claimed, so that the claim has not ended it
+	late  bool // no claim got all of its tasks at once, so that none has ended it
 }
 
 // piece is one task of a delivery.
@@ -133,23 +133,31 @@ func (b *inbox) retry(pieces ...piece) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, p := range pieces {
-		if p.feed == b.feed && !p.back {
+		if p.late = true; p.feed == b.feed && !p.back {
 			b.again = append(b.again, p)
 		}
 	}
 	b.signal()
 }
 
-// take removes at most limit tasks, in the order of their arrival.
+// take removes at most limit tasks, in the order of their arrival. A ticket is taken apart only if it names more than fit: else the claim
+// that gets all of its tasks ends it.
 func (b *inbox) take(limit int) (pieces []piece) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n := min(limit, len(b.again))
 	pieces = slices.Clone(b.again[:n])
 	b.again = b.again[n:]
-	for len(pieces) < limit && len(b.waiting) > 0 {
+	for len(b.waiting) > 0 {
 		d := b.waiting[0]
-		for d.taken < len(d.Tasks) && len(pieces) < limit {
+		left := len(d.Tasks) - d.taken
+		if room := limit - len(pieces); room < left {
+			if len(pieces) > 0 || room == 0 {
+				break
+			}
+			left, d.late = room, true
+		}
+		for range left {
 			pieces = append(pieces, piece{delivery: d, id: d.Tasks[d.taken], seq: d.ClaimSeqs[d.taken]})
 			d.taken++
 		}

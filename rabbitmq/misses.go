@@ -96,5 +96,5 @@ func (s *Source) missing(p piece) {
 	if err == nil {
 		_, err = s.store.KeepOrphans(ctx, []opscore.Orphan{{ID: p.id, Queue: p.Queue, Reason: opscore.CodeTaskNotFound, Headers: "{}", Body: body}})
 	}
-	s.broker.log.Warn("a ticket names a task that does not exist", "task", p.id, "queue", p.Queue, "ticket", p.Ticket.ID, "why", errNoTask, "kept", err == nil)
+	s.broker.log.Warn("a ticket names a task that does not exist", "task", p.id, "queue", p.Queue, "ticket", p.ID, "why", errNoTask, "kept", err == nil)
 }

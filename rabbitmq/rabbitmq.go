@@ -140,10 +140,8 @@ func refused(err error) bool {
 	if err == nil {
 		return false
 	}
-	if e, ok := errors.AsType[*amqp.Error](err); ok {
-		return e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed
-	}
-	return certificate(err) || opscore.CodeOf(err) == opscore.CodeInvalid
+	e, said := errors.AsType[*amqp.Error](err)
+	return said && (e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed) || certificate(err) || opscore.CodeOf(err) == opscore.CodeInvalid
 }
 
 // unavailable says in words what an error means for whoever runs the tasks.

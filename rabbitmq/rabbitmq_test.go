@@ -321,7 +321,7 @@ func TestALateAnswerOfTheBrokerDoesNotTakeBackWhatCameSince(t *testing.T) {
 		return "charged", nil
 	})
 	source, _ := r.work(b, opscore.Worker{Handlers: handlers})
-	var second opscore.Ticket
+	var second atomic.Pointer[opscore.Ticket]
 	late := &race{Publisher: b.Publisher(), meanwhile: func([]opscore.Ticket) {
 		r.until("it has failed and is put back", func() bool {
 			return r.count("SELECT count(*) FROM opscore.task WHERE state = 'pending' AND claim_seq > 0") == 1
@@ -336,7 +336,7 @@ func TestALateAnswerOfTheBrokerDoesNotTakeBackWhatCameSince(t *testing.T) {
 				r.Error(err)
 			}
 			if len(issued.Tickets) > 0 {
-				second = issued.Tickets[0]
+				second.Store(&issued.Tickets[0])
 			}
 			return len(issued.Tickets) == 1
 		})
@@ -344,10 +344,10 @@ func TestALateAnswerOfTheBrokerDoesNotTakeBackWhatCameSince(t *testing.T) {
 	r.until("the publisher is ready", late.Ready)
 	r.background((&opscore.Keeper{Store: r.store, Publisher: late, Log: r.log}).Run)
 	r.submit(1, 0)
-	r.until("the late answer was heard", func() bool { return late.times.Load() >= 1 && second.ID != opscore.ID{} })
+	r.until("the late answer was heard", func() bool { return late.times.Load() >= 1 && second.Load() != nil })
 	// The second ticket must stay out until it is old: nothing else may be published for the task meanwhile. Its message comes now.
 	published := late.times.Load()
-	refused, err := late.Publisher.Publish(t.Context(), []opscore.Ticket{second})
+	refused, err := late.Publisher.Publish(t.Context(), []opscore.Ticket{*second.Load()})
 	if err != nil || len(refused) > 0 {
 		t.Fatalf("publish: %v, %v", refused, err)
 	}

@@ -179,9 +179,9 @@ func (s *Source) claim(ctx context.Context, want opscore.Claim, pieces []piece) 
 			named[p.id] = true
 			want.IDs = append(want.IDs, p.id)
 		}
-		if !tickets[p.Ticket.ID] {
-			tickets[p.Ticket.ID] = true
-			want.Tickets = append(want.Tickets, p.Ticket.ID)
+		if !tickets[p.ID] {
+			tickets[p.ID] = true
+			want.Tickets = append(want.Tickets, p.ID)
 		}
 	}
 	sent := time.Now()
@@ -233,7 +233,7 @@ func (s *Source) settle(pieces []piece) {
 	for _, d := range s.inbox.done(pieces) {
 		tags[d.feed] = append(tags[d.feed], d.tag)
 		if d.late && !d.stay {
-			ended = append(ended, d.Ticket.ID)
+			ended = append(ended, d.ID)
 		}
 	}
 	if len(ended) > 0 {

@@ -51,11 +51,11 @@ type setting struct {
 
 // shown is a value as people may see it.
 func (s setting) shown(raw []string) string {
-	if text := strings.Join(raw, ","); s.redact != nil {
+	text := strings.Join(raw, ",")
+	if s.redact != nil {
 		return s.redact(text)
-	} else {
-		return redactDatabase(text)
 	}
+	return redactDatabase(text)
 }
 
 func (s setting) flag() string { return strings.ReplaceAll(s.key, "_", "-") }
