@@ -80,7 +80,7 @@ func (r *relay) look(ctx context.Context) error {
 	if err != nil || len(queues) == 0 {
 		return err
 	}
-	if err := r.readListeners(ctx); err != nil {
+	if err := r.readListeners(ctx, queues); err != nil {
 		return err
 	}
 	for _, q := range queues {
@@ -91,9 +91,11 @@ func (r *relay) look(ctx context.Context) error {
 	return nil
 }
 
-func (r *relay) readListeners(ctx context.Context) error {
+// readListeners reads the registry, unless it has just done so. It believes for longer that a queue has listeners than that it has none.
+func (r *relay) readListeners(ctx context.Context, queues []string) error {
+	all := !slices.ContainsFunc(queues, func(q string) bool { _, heard := r.listening(q); return !heard })
 	r.mu.Lock()
-	fresh := time.Since(r.read) < listenersFor
+	fresh := all && time.Since(r.read) < listenersFor
 	r.mu.Unlock()
 	if fresh {
 		return nil
@@ -104,7 +106,7 @@ func (r *relay) readListeners(ctx context.Context) error {
 	}
 	byQueue := map[string]listeners{}
 	for _, w := range workers {
-		if !w.Live || w.State != WorkerReady {
+		if !w.Live || w.State == WorkerDraining {
 			continue
 		}
 		for _, q := range w.Queues {

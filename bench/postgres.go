@@ -111,30 +111,37 @@ func pgContinuous(slots int) func(context.Context, *server) ([]result, error) {
 }
 
 func pgLatency(ctx context.Context, s *server) (results []result, err error) {
-	err = withPostgres(ctx, s, func(store *postgres.Store, url string) error {
-		return whileIdle(ctx, store, func(started <-chan time.Time) error {
-			other, err := postgres.Open(ctx, url, postgres.Options{})
+	err = withPostgres(ctx, s, func(store *postgres.Store, _ string) error {
+		results, err = latencies(ctx, store, "opscore/postgres")
+		return err
+	})
+	return results, err
+}
+
+// latencies submits to an idle worker, from its own process and from another one, which is another set of connections.
+func latencies(ctx context.Context, store *postgres.Store, who string, sources ...opscore.Source) (results []result, err error) {
+	err = whileIdle(ctx, store, func(started <-chan time.Time) error {
+		other, err := postgres.Open(ctx, store.Pool().Config().ConnString(), postgres.Options{})
+		if err != nil {
+			return err
+		}
+		defer other.Close()
+		for _, from := range []struct {
+			name  string
+			store *postgres.Store
+		}{{"from another process", other}, {"one process", store}} {
+			c := &opscore.Client{Store: from.store}
+			took, err := toStart(idleSamples, idle, started, func() error {
+				_, err := noop.Submit(ctx, c, none{})
+				return err
+			})
 			if err != nil {
 				return err
 			}
-			defer other.Close()
-			for _, from := range []struct {
-				name  string
-				store *postgres.Store
-			}{{"from another process", other}, {"one process", store}} {
-				c := &opscore.Client{Store: from.store}
-				took, err := toStart(idleSamples, idle, started, func() error {
-					_, err := noop.Submit(ctx, c, none{})
-					return err
-				})
-				if err != nil {
-					return err
-				}
-				results = append(results, percentiles("opscore/postgres: submit to start, idle, "+from.name+", default settings", took)...)
-			}
-			return nil
-		})
-	})
+			results = append(results, percentiles(who+": submit to start, idle, "+from.name+", default settings", took)...)
+		}
+		return nil
+	}, sources...)
 	return results, err
 }
 

@@ -11,10 +11,12 @@ import (
 	"github.com/opscore/opscore/internal/nodes"
 )
 
-// server is one private PostgreSQL server for all measurements of a run, started when the first of them needs it.
+// server is one private PostgreSQL server for all measurements of a run, and one RabbitMQ node, each started when the first of them needs it.
 type server struct {
 	postgres  *nodes.Postgres
 	databases int
+	rabbitmq  *nodes.RabbitMQ
+	vhosts    int
 }
 
 func (s *server) start(ctx context.Context) error {
@@ -27,10 +29,14 @@ func (s *server) start(ctx context.Context) error {
 }
 
 func (s *server) close() error {
-	if s.postgres == nil {
-		return nil
+	var err error
+	if s.rabbitmq != nil {
+		err = s.rabbitmq.Close()
 	}
-	return s.postgres.Close()
+	if s.postgres != nil {
+		err = errors.Join(err, s.postgres.Close())
+	}
+	return err
 }
 
 // withDatabase calls do with the URL of a new, empty database. To drop it makes the server write out what is left of it, so
@@ -65,8 +71,12 @@ func (s *server) describe(ctx context.Context) (string, error) {
 	var settings string
 	err = conn.QueryRow(ctx, `SELECT string_agg(name || ' ' || current_setting(name), ', ' ORDER BY name) FROM pg_settings
 		WHERE name IN ('server_version', 'fsync', 'synchronous_commit', 'full_page_writes', 'shared_buffers')`).Scan(&settings)
-	return fmt.Sprintf("PostgreSQL: %s; River %s", settings, moduleVersion("github.com/riverqueue/river")),
-		errors.Join(err, conn.Close(ctx))
+	about := fmt.Sprintf("PostgreSQL: %s; River %s", settings, moduleVersion("github.com/riverqueue/river"))
+	if s.rabbitmq != nil {
+		version, evalErr := s.rabbitmq.Eval(ctx, `list_to_atom(rabbit_misc:version())`)
+		about, err = about+"; RabbitMQ "+version, errors.Join(err, evalErr)
+	}
+	return about, errors.Join(err, conn.Close(ctx))
 }
 
 func moduleVersion(path string) string {

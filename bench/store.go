@@ -111,9 +111,14 @@ func drainOnce(ctx context.Context, s opscore.Store, slots int) (float64, error)
 
 // work runs a worker with the default settings, but for the slots if they are not 0, until ctx ends.
 func work(ctx context.Context, s opscore.Store, slots int, finished func()) error {
+	return workFrom(ctx, s, slots, finished)
+}
+
+// workFrom is work with tasks from the sources, if any are given.
+func workFrom(ctx context.Context, s opscore.Store, slots int, finished func(), sources ...opscore.Source) error {
 	h := opscore.Handlers{}
 	opscore.Handle(h, noop, func(context.Context, none) (none, error) { return none{}, nil })
-	return (&opscore.Worker{Store: s, Handlers: h, Slots: slots, Log: quiet(), OnEvent: func(e opscore.Event) {
+	return (&opscore.Worker{Store: s, Sources: sources, Handlers: h, Slots: slots, Log: quiet(), OnEvent: func(e opscore.Event) {
 		if e.Kind == opscore.EventFinished {
 			finished()
 		}
@@ -169,7 +174,7 @@ func latency(ctx context.Context, dir string) (results []result, err error) {
 }
 
 // whileIdle runs a worker beside do that tells when a handler started.
-func whileIdle(ctx context.Context, s opscore.Store, do func(started <-chan time.Time) error) (err error) {
+func whileIdle(ctx context.Context, s opscore.Store, do func(started <-chan time.Time) error, sources ...opscore.Source) (err error) {
 	h := opscore.Handlers{}
 	started := make(chan time.Time)
 	opscore.Handle(h, noop, func(context.Context, none) (none, error) {
@@ -178,7 +183,7 @@ func whileIdle(ctx context.Context, s opscore.Store, do func(started <-chan time
 	})
 	working, stop := context.WithCancel(ctx)
 	ready, stopped := make(chan struct{}), make(chan error, 1)
-	w := &opscore.Worker{Store: s, Handlers: h, Log: quiet(), OnReady: func(opscore.WorkerInfo) { close(ready) }}
+	w := &opscore.Worker{Store: s, Sources: sources, Handlers: h, Log: quiet(), OnReady: func(opscore.WorkerInfo) { close(ready) }}
 	go func() { stopped <- w.Run(working) }()
 	defer func() {
 		stop()

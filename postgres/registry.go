@@ -59,6 +59,8 @@ func (s *Store) Register(ctx context.Context, w opscore.WorkerInfo) error {
 	if err != nil {
 		return unavailable("register worker", err)
 	}
+	s.wake.all() // somebody may have waited for it
+	s.notify()
 	return nil
 }
 
