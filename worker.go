@@ -198,8 +198,8 @@ func (c *crew) take(ctx context.Context, s Source) {
 		}
 		asked := time.Now()
 		tasks, err := c.next(ctx, s, n)
-		if gather = 0; len(tasks) == n {
-			// There is more than fits. A claim of many tasks takes hardly longer than one of few, so the next one is
+		if gather = 0; len(tasks) == n || len(tasks) > 0 && n > MaxTicket && n-len(tasks) < MaxTicket {
+			// There is more than fits, or the next ticket does not. A claim of many tasks takes hardly longer than one of few, so the next one is
 			// worth a wait that at most doubles the time without it.
 			gather = min(time.Since(asked), maxGather)
 		}

@@ -48,7 +48,7 @@ var HotPath = []struct {
 	{claimDue, 7, "task_due"},
 	{claimNotOut, 8, "task_due"},
 	{claimTickets, 5, "task_pkey"},
-	{issueSQL, 7, "task_due"},
+	{issueSQL, 10, "task_due"},
 	{readLanesSQL, 1, "task_due"},
 	{completeSQL, 4, "task_pkey"},
 	{lockHeldSQL, 3, "task_pkey"},

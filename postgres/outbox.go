@@ -89,115 +89,103 @@ func (s *Store) Due(ctx context.Context) ([]string, error) {
 	return s.outgoing.read(fronts, time.Now()), nil
 }
 
-// outSQL counts what is out in the queue $1, once nobody else issues for it: of two relays one would issue what the other one
-// just has. It is the queue's lock, for a transaction, that says so; a session's would not survive a pooling proxy.
+// Of two relays one would issue what the other one just has: relayLockSQL is for the one that is first, for a transaction, since a
+// session's lock would not survive a pooling proxy. The statements after it see what the relay before has committed.
 const (
-	relayLockSQL = `SELECT pg_try_advisory_xact_lock(hashtext($1), hashtext($2))`
+	relayLockSQL = `SELECT set_config('relay.ours', pg_try_advisory_xact_lock(hashtext($1), hashtext($2))::text, true)`
 	outSQL       = `SELECT coalesce(sum(cardinality(tasks)), 0), coalesce((extract(epoch FROM clock_timestamp() - min(at)) * 1e6)::bigint, 0)
-		FROM opscore.ticket WHERE queue = $1`
+		FROM opscore.ticket WHERE queue = ANY($1)`
 )
-
-// issueSQL finds the most urgent $7 tasks of the lanes that are not out. Nothing is locked: whoever claims, cancels or puts back one
-// of them meanwhile leaves a ticket that names a task with nothing to do. The lanes are those of claimDue.
-const issueSQL = `WITH ` + outCTE + `),
-	lane AS (
-		SELECT * FROM unnest($2::text[], $3::text[], $4::smallint[], $5::timestamptz[], $6::uuid[]) AS l (queue, actor, rank, run_at, id)
-		WHERE queue NOT IN (SELECT queue FROM opscore.pause))
-	SELECT t.actor, t.rank, t.run_at, t.id, t.claim_seq FROM lane CROSS JOIN LATERAL (
-		SELECT actor, rank, run_at, id, claim_seq FROM opscore.task
-		WHERE state = 'pending' AND queue = lane.queue AND actor = lane.actor AND rank = lane.rank
-			AND (run_at, id) >= (lane.run_at, lane.id)
-			AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())
-			AND (id, claim_seq) NOT IN (SELECT task, seq FROM away)
-		ORDER BY run_at, id LIMIT $7) t
-	ORDER BY t.rank, t.run_at, t.id LIMIT $7`
 
 // outCTE is what is out in the queues $1, to be closed.
 const outCTE = `away AS MATERIALIZED (
 		SELECT a.task, a.seq FROM opscore.ticket k CROSS JOIN LATERAL unnest(k.tasks, k.seqs) AS a (task, seq)
 		WHERE k.queue = ANY($1)`
 
-// Issue implements [opscore.Outbox].
+// issueSQL finds the most urgent tasks of the lanes that are not out, until $7 are out, and puts them into tickets of $8 tasks, of fewer if there
+// are not enough for $9 tickets, with the ids $10. Nothing else is locked: whoever claims, cancels or puts back one of them meanwhile leaves a ticket
+// that names a task with nothing to do. The lanes are those of claimDue.
+const issueSQL = `WITH ` + outCTE + `),
+	lane AS (
+		SELECT * FROM unnest($2::text[], $3::text[], $4::smallint[], $5::timestamptz[], $6::uuid[]) AS l (queue, actor, rank, run_at, id)
+		WHERE queue NOT IN (SELECT queue FROM opscore.pause) AND current_setting('relay.ours') = 'true'),
+	room AS MATERIALIZED (SELECT greatest($7 - (SELECT count(*) FROM away), 0) AS tasks),
+	pick AS MATERIALIZED (
+		SELECT t.*, row_number() OVER (ORDER BY t.rank, t.run_at, t.id) - 1 AS n FROM lane CROSS JOIN LATERAL (
+			SELECT queue, actor, rank, run_at, id, claim_seq FROM opscore.task
+			WHERE state = 'pending' AND queue = lane.queue AND actor = lane.actor AND rank = lane.rank
+				AND (run_at, id) >= (lane.run_at, lane.id)
+				AND run_at <= clock_timestamp() AND (expires_at IS NULL OR expires_at > clock_timestamp())
+				AND (id, claim_seq) NOT IN (SELECT task, seq FROM away)
+			ORDER BY run_at, id LIMIT (SELECT tasks FROM room)) t
+		ORDER BY t.rank, t.run_at, t.id LIMIT (SELECT tasks FROM room)),
+	size AS MATERIALIZED (SELECT greatest(least($8::bigint, count(*) / $9::bigint), 1) AS tasks FROM pick),
+	made AS (
+		INSERT INTO opscore.ticket (id, queue, at, tasks, seqs)
+		SELECT ($10::uuid[])[n / size.tasks + 1], min(queue), clock_timestamp(), array_agg(id ORDER BY n), array_agg(claim_seq ORDER BY n)
+		FROM pick, size GROUP BY n / size.tasks, size.tasks)
+	SELECT actor, rank, run_at, id, claim_seq FROM pick ORDER BY n`
+
+// Issue implements [opscore.Outbox]. It takes one round trip.
 func (s *Store) Issue(ctx context.Context, want opscore.Issue) (issued opscore.Issued, err error) {
 	from := s.outgoing.of(want.Queue, want.Actors)
 	if len(from.queues) == 0 {
 		return issued, nil
 	}
-	err = s.transact(ctx, "issue tickets", func(tx pgx.Tx) error {
-		if err := s.countOut(ctx, tx, want.Queue, &issued); err != nil || issued.Busy || issued.Out >= want.Window {
-			return err
+	want.Size, want.Spread = max(min(want.Size, opscore.MaxTicket), 1), max(want.Spread, 1)
+	ids := make([][16]byte, max(want.Window/want.Size, 2*want.Spread)+1)
+	for i := range ids {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return issued, err
 		}
-		issued.Tickets, err = s.issue(ctx, tx, want, from, want.Window-issued.Out)
-		return err
-	})
-	return issued, err
-}
-
-func (s *Store) countOut(ctx context.Context, tx pgx.Tx, queue string, issued *opscore.Issued) error {
+		ids[i] = id
+	}
+	var tasks []opscore.ID
+	var seqs []int64
 	b := &pgx.Batch{}
 	b.Queue(steer)
-	b.Queue("SET LOCAL work_mem = '64MB'") // the planner guesses how much is out; looking through all of it for each task would be the end
-	b.Queue(relayLockSQL, s.schema+" relay", queue).QueryRow(func(row pgx.Row) error {
-		var ours bool
+	b.Queue("SELECT set_config('work_mem', '64MB', true)") // the planner guesses how much is out; to look through all of it for each task would be the end
+	b.Queue(relayLockSQL, s.schema+" relay", want.Queue).QueryRow(func(row pgx.Row) error {
+		var ours string
 		err := row.Scan(&ours)
-		issued.Busy = !ours
+		issued.Busy = ours != "true"
 		return err
 	})
-	b.Queue(s.sql(outSQL), queue).QueryRow(func(row pgx.Row) error {
+	b.Queue(s.sql(outSQL), []string{want.Queue}).QueryRow(func(row pgx.Row) error {
 		var oldest int64
 		err := row.Scan(&issued.Out, &oldest)
 		issued.Oldest = time.Duration(oldest) * time.Microsecond
 		return err
 	})
-	return tx.SendBatch(ctx, b).Close()
+	b.Queue(s.sql(issueSQL), []string{want.Queue}, from.queues, from.actors, from.ranks, from.runAts, from.ids, want.Window, want.Size, want.Spread, ids).
+		Query(func(rows pgx.Rows) error {
+			return scanAll(rows, func(rows pgx.Rows) error {
+				at, runAt, id, seq := lane{queue: want.Queue}, time.Time{}, opscore.ID{}, int64(0)
+				if err := rows.Scan(&at.actor, &at.rank, &runAt, (*[16]byte)(&id), &seq); err != nil {
+					return err
+				}
+				tasks, seqs = append(tasks, id), append(seqs, seq)
+				s.outgoing.issued(at, runAt, id)
+				return nil
+			})
+		})
+	if err := s.pool.SendBatch(ctx, b).Close(); err != nil {
+		s.outgoing.restart() // what was issued, if anything was, is not known
+		return opscore.Issued{}, unavailable("issue tickets", err)
+	}
+	issued.Tickets = divide(want, ids, tasks, seqs)
+	return issued, nil
 }
 
-// issue makes at most room tasks' tickets and remembers them.
-func (s *Store) issue(ctx context.Context, tx pgx.Tx, want opscore.Issue, from starts, room int) ([]opscore.Ticket, error) {
-	var tasks []opscore.ID
-	var seqs []int64
-	err := each(ctx, tx, func(rows pgx.Rows) error {
-		at, runAt, id, seq := lane{queue: want.Queue}, time.Time{}, opscore.ID{}, int64(0)
-		if err := rows.Scan(&at.actor, &at.rank, &runAt, (*[16]byte)(&id), &seq); err != nil {
-			return err
-		}
-		tasks, seqs = append(tasks, id), append(seqs, seq)
-		s.outgoing.issued(at, runAt, id)
-		return nil
-	}, s.sql(issueSQL), []string{want.Queue}, from.queues, from.actors, from.ranks, from.runAts, from.ids, room)
-	if err != nil || len(tasks) == 0 {
-		return nil, err
-	}
-	tickets, err := divide(want, tasks, seqs)
-	if err != nil {
-		return nil, err
-	}
-	var ofTicket, flat [][16]byte
-	for _, t := range tickets {
-		for _, id := range t.Tasks {
-			ofTicket, flat = append(ofTicket, t.ID), append(flat, id)
-		}
-	}
-	_, err = tx.Exec(ctx, s.sql(`
-		INSERT INTO opscore.ticket (id, queue, at, tasks, seqs)
-		SELECT o.ticket, $1, clock_timestamp(), array_agg(o.task ORDER BY o.n), array_agg(o.seq ORDER BY o.n)
-		FROM unnest($2::uuid[], $3::uuid[], $4::bigint[]) WITH ORDINALITY AS o (ticket, task, seq, n) GROUP BY o.ticket`),
-		want.Queue, ofTicket, flat, seqs)
-	return tickets, err
-}
-
-// divide puts the tasks into tickets, in order.
-func divide(want opscore.Issue, tasks []opscore.ID, seqs []int64) (tickets []opscore.Ticket, err error) {
-	size := max(min(want.Size, opscore.MaxTicket, len(tasks)/max(want.Spread, 1)), 1)
+// divide puts the tasks into tickets as issueSQL has.
+func divide(want opscore.Issue, ids [][16]byte, tasks []opscore.ID, seqs []int64) (tickets []opscore.Ticket) {
+	size := max(min(want.Size, len(tasks)/want.Spread), 1)
 	for n := range slices.Chunk(tasks, size) {
-		t := opscore.Ticket{Queue: want.Queue, Tasks: n, ClaimSeqs: seqs[:len(n)]}
-		if t.ID, err = uuid.NewV7(); err != nil {
-			return nil, err
-		}
+		tickets = append(tickets, opscore.Ticket{ID: ids[len(tickets)], Queue: want.Queue, Tasks: n, ClaimSeqs: seqs[:len(n)]})
 		seqs = seqs[len(n):]
-		tickets = append(tickets, t)
 	}
-	return tickets, nil
+	return tickets
 }
 
 // Withdraw implements [opscore.Outbox].
