@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -21,9 +23,13 @@ import (
 
 // address is one server as its URL names it.
 type address struct {
-	url string // with the password: never to be shown
-	uri amqp.URI
+	uri       amqp.URI // with the password: never to be shown
+	heartbeat time.Duration
+	patience  time.Duration // with a handshake: a process that is frozen accepts connections
+	auth      []amqp.Authentication
 }
+
+func (a address) host() string { return net.JoinHostPort(a.uri.Host, strconv.Itoa(a.uri.Port)) }
 
 // addresses are those of one cluster.
 type addresses struct {
@@ -43,7 +49,7 @@ func (a addresses) String() string {
 
 // String leaves out the password, and the parameters.
 func (a address) String() string {
-	return fmt.Sprintf("%s://%s@%s/%s", a.uri.Scheme, url.PathEscape(a.uri.Username), net.JoinHostPort(a.uri.Host, strconv.Itoa(a.uri.Port)),
+	return fmt.Sprintf("%s://%s@%s/%s", a.uri.Scheme, url.PathEscape(a.uri.Username), a.host(),
 		url.PathEscape(strings.TrimPrefix(a.uri.Vhost, "/")))
 }
 
@@ -104,16 +110,50 @@ func parseOne(text string) (address, error) {
 	case uri.Scheme == "amqp" && (uri.CACertFile != "" || uri.CertFile != "" || uri.ServerName != ""):
 		return address{}, errors.New("certificates need amqps://")
 	}
-	return address{text, uri}, nil
+	a := address{uri: uri, heartbeat: heartbeat, patience: cmp.Or(time.Duration(uri.ConnectionTimeout)*time.Millisecond, patience)}
+	if text := u.Query().Get("heartbeat"); text != "" {
+		seconds, err := strconv.Atoi(text)
+		if err != nil || seconds < 1 {
+			return address{}, errors.New("heartbeat is in seconds, at least 1: without it a broken connection is not noticed")
+		}
+		a.heartbeat = time.Duration(seconds) * time.Second
+	}
+	a.auth, err = authentications(uri)
+	return a, err
 }
+
+// authentications are those of the parameter auth_mechanism, in its order.
+func authentications(uri amqp.URI) (all []amqp.Authentication, err error) {
+	for _, name := range uri.AuthMechanism {
+		switch strings.ToLower(name) {
+		case "plain":
+			all = append(all, uri.PlainAuth())
+		case "amqplain":
+			all = append(all, uri.AMQPlainAuth())
+		case "external":
+			all = append(all, &amqp.ExternalAuth{})
+		default:
+			return nil, fmt.Errorf("auth_mechanism %q: accepted: plain, amqplain, external", name)
+		}
+	}
+	if len(all) == 0 {
+		all = append(all, uri.PlainAuth())
+	}
+	return all, nil
+}
+
+// frameSize is RabbitMQ's own limit.
+const frameSize = 128 << 10
 
 // config reads the files that the URL names: at each dial, so that new ones are taken.
 func (a address) config() (amqp.Config, error) {
-	config := amqp.Config{Locale: "en_US"}
+	config := amqp.Config{
+		Locale: "en_US", Vhost: a.uri.Vhost, SASL: a.auth, ChannelMax: a.uri.ChannelMax, FrameSize: frameSize, Heartbeat: a.heartbeat,
+	}
 	if a.uri.Scheme != "amqps" {
 		return config, nil
 	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: a.uri.ServerName}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(a.uri.ServerName, a.uri.Host)}
 	if a.uri.CACertFile != "" {
 		pem, err := os.ReadFile(a.uri.CACertFile)
 		if err != nil {

@@ -5,6 +5,7 @@ package rabbitmq
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -87,9 +88,6 @@ func (b *Broker) Close() {
 // String names the broker, without a password.
 func (b *Broker) String() string { return b.addresses.String() }
 
-// dialFor bounds how long a handshake may take: a process that is frozen accepts connections.
-const dialFor = 5 * time.Second
-
 // heartbeat is the interval of AMQP's own heartbeats, unless the URL says otherwise.
 const heartbeat = 10 * time.Second
 
@@ -100,24 +98,26 @@ func (b *Broker) dial(ctx context.Context, purpose string, about amqp.Table) (*a
 	if err != nil {
 		return nil, b.unavailable(err)
 	}
-	config.Heartbeat = heartbeat
 	config.Properties = properties(purpose, b.options.Build, about)
-	connected := func() bool { return true }
-	config.Dial = func(network, address string) (net.Conn, error) {
-		conn, err := (&net.Dialer{Timeout: dialFor}).DialContext(ctx, network, address)
-		if err != nil {
-			return nil, err
-		}
-		connected = context.AfterFunc(ctx, func() { conn.Close() })
-		return impatient{conn}, conn.SetDeadline(time.Now().Add(dialFor))
-	}
-	conn, err := amqp.DialConfig(at.url, config)
-	if !connected() && err == nil {
-		err = context.Cause(ctx)
-		hangUp(conn)
-	}
+	ctx, cancel := context.WithTimeout(ctx, at.patience)
+	defer cancel()
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", at.host())
 	if err != nil {
 		return nil, b.unavailable(err)
+	}
+	stop := context.AfterFunc(ctx, func() { raw.Close() }) // whatever the handshake is at
+	w := &wire{Conn: impatient{raw}}
+	if config.TLSClientConfig != nil {
+		w.Conn = tls.Client(w.Conn, config.TLSClientConfig)
+	}
+	conn, err := amqp.Open(w, config)
+	if !stop() && err == nil {
+		hangUp(conn)
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		raw.Close()
+		return nil, b.unavailable(cmp.Or(context.Cause(ctx), w.failed(), err))
 	}
 	return conn, nil
 }
@@ -126,10 +126,37 @@ func (b *Broker) dial(ctx context.Context, purpose string, about amqp.Table) (*a
 type impatient struct{ net.Conn }
 
 func (c impatient) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(dialFor)); err != nil {
+	if err := c.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(p)
+}
+
+// wire remembers why it could not be read: of that the library says only that the connection is not open.
+type wire struct {
+	net.Conn
+	mu  sync.Mutex
+	err error
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if err != nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.err = cmp.Or(w.err, err)
+	}
+	return n, err
+}
+
+// failed returns what is known better than the library knows it: that one end does not trust the other.
+func (w *wire) failed() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil && certificate(w.err) {
+		return w.err
+	}
+	return nil
 }
 
 // hangUp closes a connection without much patience: the other end may be frozen.
