@@ -42,6 +42,22 @@ func TestScriptsOfPostgreSQL(t *testing.T) {
 	testscript.Run(t, p)
 }
 
+// TestScriptsOfTheCluster runs testdata/cluster/*.txtar, the manual of what a broker adds.
+func TestScriptsOfTheCluster(t *testing.T) {
+	t.Parallel()
+	p := scripts("postgres", func(env *testscript.Env) error {
+		tb := env.T().(testing.TB)
+		env.Setenv("OPSCORE_DATABASE_URL", nodes.Database(tb, "opscore", func(url string) error {
+			return postgres.Migrate(t.Context(), url, postgres.Options{})
+		}))
+		env.Setenv("OPSCORE_BROKER_URL", nodes.Vhost(tb))
+		env.Setenv("BROKER", nodes.Broker(tb).Addr())
+		return nil
+	})
+	p.Dir = "testdata/cluster"
+	testscript.Run(t, p)
+}
+
 // ofTest is the key of a script's test.
 type ofTest struct{}
 
