@@ -18,6 +18,7 @@ type Ticket struct {
 // Bounds of tickets.
 const (
 	MaxTicket = 16              // tasks of one
+	MaxIssue  = 1000            // of one size are issued at a time
 	TicketFor = 5 * time.Second // how long a ticket may be out before it may be lost
 )
 
@@ -27,7 +28,7 @@ const (
 type Outbox interface {
 	// Due returns the queues that have due tasks, which may be out already, and are not paused.
 	Due(ctx context.Context) ([]string, error)
-	// Issue makes tickets for the most urgent due tasks of a queue that are not out, and remembers them as out.
+	// Issue makes tickets for the most urgent due tasks of a queue that are not out, and remembers them as out: at most MaxIssue of full size.
 	Issue(ctx context.Context, want Issue) (Issued, error)
 	// Withdraw takes tickets back: their tasks are not out any more, unless other tickets name them. It does not matter what became of
 	// the tasks meanwhile, nor whether the tickets exist.

@@ -109,7 +109,7 @@ const issueSQL = `WITH ` + outCTE + `),
 	lane AS (
 		SELECT * FROM unnest($2::text[], $3::text[], $4::smallint[], $5::timestamptz[], $6::uuid[]) AS l (queue, actor, rank, run_at, id)
 		WHERE queue NOT IN (SELECT queue FROM opscore.pause) AND current_setting('relay.ours') = 'true'),
-	room AS MATERIALIZED (SELECT greatest($7 - (SELECT count(*) FROM away), 0) AS tasks),
+	room AS MATERIALIZED (SELECT least(greatest($7 - (SELECT count(*) FROM away), 0), cardinality($10::uuid[]) * $8) AS tasks),
 	pick AS MATERIALIZED (
 		SELECT t.*, row_number() OVER (ORDER BY t.rank, t.run_at, t.id) - 1 AS n FROM lane CROSS JOIN LATERAL (
 			SELECT queue, actor, rank, run_at, id, claim_seq FROM opscore.task
@@ -133,7 +133,7 @@ func (s *Store) Issue(ctx context.Context, want opscore.Issue) (issued opscore.I
 		return issued, nil
 	}
 	want.Size, want.Spread = max(min(want.Size, opscore.MaxTicket), 1), max(want.Spread, 1)
-	ids := make([][16]byte, max(want.Window/want.Size, 2*want.Spread)+1)
+	ids := make([][16]byte, max(min(want.Window/want.Size+1, opscore.MaxIssue), 2*want.Spread))
 	for i := range ids {
 		id, err := uuid.NewV7()
 		if err != nil {

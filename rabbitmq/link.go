@@ -36,9 +36,9 @@ func (l *link) run(ctx context.Context, serve func(context.Context, *amqp.Connec
 		if err == nil {
 			began := time.Now()
 			if said != "" {
+				said = ""
 				l.broker.log.Info("connected to the broker again", "broker", l.broker, "purpose", l.purpose)
 			}
-			said = ""
 			err = l.broker.unavailable(serve(ctx, conn))
 			hangUp(conn)
 			if time.Since(began) > goodFor {

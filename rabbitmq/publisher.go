@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -40,6 +41,7 @@ type outlet struct {
 	room    chan struct{}      // a token per message without an answer: as many returns as can come fit into returns
 	returns <-chan amqp.Return // come ahead of the confirms of their messages
 	giveUp  chan struct{}      // closed when the broker does not answer
+	blocked chan struct{}      // closed when the broker takes nothing any more: what has no answer by then may come much later
 
 	mu       sync.Mutex
 	queues   map[string]bool // that exist, as far as is known
@@ -60,16 +62,29 @@ func (p *Publisher) serve(ctx context.Context, conn *amqp.Connection) error {
 	gone := o.ch.NotifyClose(make(chan *amqp.Error, 1))
 	p.set(o, "")
 	defer p.set(nil, "not connected")
+	select {
+	case <-ctx.Done():
+		return nil
+	case e := <-gone:
+		return lost(e)
+	case <-o.giveUp:
+		return context.DeadlineExceeded
+	case b := <-blocked:
+		p.set(nil, "it blocks publishers: "+b.Reason)
+		close(o.blocked)
+		p.broker.log.Warn("the broker blocks publishers; tasks are pulled from the database meanwhile", "broker", p.broker, "reason", b.Reason)
+	}
+	// Short of memory or disk: what was sent is taken when that is over, and then we begin anew.
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case e := <-gone:
 			return lost(e)
-		case <-o.giveUp:
-			return context.DeadlineExceeded
 		case b := <-blocked:
-			p.block(o, b)
+			if !b.Active {
+				return nil
+			}
 		}
 	}
 }
@@ -81,7 +96,7 @@ func newOutlet(conn *amqp.Connection) (*outlet, error) {
 	}
 	o := &outlet{
 		ch: ch, room: make(chan struct{}, maxInFlight), returns: ch.NotifyReturn(make(chan amqp.Return, maxInFlight)),
-		giveUp: make(chan struct{}), queues: map[string]bool{}, returned: map[string]bool{},
+		giveUp: make(chan struct{}), blocked: make(chan struct{}), queues: map[string]bool{}, returned: map[string]bool{},
 	}
 	return o, ch.Confirm(false)
 }
@@ -90,17 +105,6 @@ func (p *Publisher) set(o *outlet, why string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.outlet, p.why = o, why
-}
-
-// block stops publishing while the broker is short of memory or disk: what is sent all the same is taken when that is over.
-func (p *Publisher) block(o *outlet, b amqp.Blocking) {
-	if !b.Active {
-		p.set(o, "")
-		p.broker.log.Info("the broker takes tickets again", "broker", p.broker)
-		return
-	}
-	p.set(nil, "it blocks publishers: "+b.Reason)
-	p.broker.log.Warn("the broker blocks publishers; tasks are pulled from the database meanwhile", "broker", p.broker, "reason", b.Reason)
 }
 
 func (p *Publisher) current() (*outlet, error) {
@@ -140,9 +144,8 @@ func (p *Publisher) Publish(ctx context.Context, tickets []opscore.Ticket) (refu
 	}
 	refused = idsOf(tickets[len(confirms):])
 	for i, c := range confirms {
-		taken, waitErr := c.WaitContext(ctx)
+		taken, waitErr := o.answer(ctx, c)
 		if waitErr != nil && err == nil {
-			o.once.Do(func() { close(o.giveUp) }) // the answers that are missing may never come
 			err = p.broker.unavailable(waitErr)
 		} else if !taken && err == nil {
 			err = unavailableNow(fmt.Sprintf("RabbitMQ at %s refused tickets", p.broker))
@@ -155,6 +158,23 @@ func (p *Publisher) Publish(ctx context.Context, tickets []opscore.Ticket) (refu
 		err = unavailableNow(fmt.Sprintf("RabbitMQ at %s has lost a queue: it is made again", p.broker))
 	}
 	return refused, err
+}
+
+var errBlocked = errors.New("it blocks publishers")
+
+// answer waits for the broker's answer to one message.
+func (o *outlet) answer(ctx context.Context, c *amqp.DeferredConfirmation) (taken bool, err error) {
+	select {
+	case <-c.Done():
+		return c.Acked(), nil
+	case <-o.blocked:
+		return false, errBlocked
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			o.once.Do(func() { close(o.giveUp) }) // the answers that are missing may never come
+		}
+		return false, context.Cause(ctx)
+	}
 }
 
 func idsOf(tickets []opscore.Ticket) []opscore.ID {

@@ -197,6 +197,8 @@ func meaning(err error) string {
 		return "it is shutting down, or an operator closed the connection"
 	case isAMQP && e.Code == amqp.PreconditionFailed:
 		return "it closed the channel"
+	case errors.Is(err, errBlocked):
+		return "short of memory or disk"
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return "it accepts connections or packets, but does not answer: frozen, overloaded or behind a firewall"
 	}
