@@ -1,4 +1,4 @@
-# Needs Go, git, make and gcc; the tests need PostgreSQL's server and pgbouncer.
+# Needs Go, git, make and gcc; the tests need PostgreSQL's server, pgbouncer and RabbitMQ.
 LINT_VERSION := 2.15.0
 LINT := .bin/golangci-lint
 .DEFAULT_GOAL := help
@@ -11,7 +11,7 @@ run: ## run one task from end to end and print its result
 	go run ./cmd/opscore run echo '{"hello":"world"}'
 
 test: nodes ## run the tests
-	go test ./...
+	go test -timeout=20m ./...
 check: lint vet mod vuln race ## all that CI checks
 
 fmt: $(LINT) ## format the code
