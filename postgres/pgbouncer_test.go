@@ -27,6 +27,7 @@ func TestConformanceBehindATransactionPoolingProxy(t *testing.T) {
 		return s, func() error { s.Close(); return nil }, nil
 	}
 	storetest.Run(t, h)
+	storetest.RunOutbox(t, h)
 }
 
 func TestWorkersBehindATransactionPoolingProxyCompleteEachTaskOnce(t *testing.T) {

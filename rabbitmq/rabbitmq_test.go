@@ -360,6 +360,50 @@ func TestALateAnswerOfTheBrokerDoesNotTakeBackWhatCameSince(t *testing.T) {
 	}
 }
 
+// losing is a publisher whose tickets of one queue are confirmed and lost.
+type losing struct {
+	opscore.Publisher
+	queue string
+	lost  atomic.Int64
+}
+
+func (p *losing) Publish(ctx context.Context, tickets []opscore.Ticket) ([]opscore.ID, error) {
+	if tickets[0].Queue == p.queue {
+		p.lost.Add(int64(len(tickets)))
+		return nil, nil
+	}
+	return p.Publisher.Publish(ctx, tickets)
+}
+
+func TestAQueueWhoseTicketsAreLostIsServedBesideABusyOne(t *testing.T) {
+	r := newRig(t, nodes.Vhost(t))
+	b := r.broker(rabbitmq.Options{})
+	source, _ := r.work(b, opscore.Worker{Slots: 20, Queues: []string{"orders", "quiet"}})
+	publisher := &losing{Publisher: b.Publisher(), queue: "quiet"}
+	r.until("the publisher is ready", publisher.Ready)
+	r.background((&opscore.Keeper{Store: r.store, Publisher: publisher, Log: r.log}).Run)
+	loaded := make(chan struct{})
+	go func() {
+		defer close(loaded)
+		r.load(6000, 5, time.Millisecond) // for 12 s
+	}()
+	r.until("the other queue is busy", func() bool { return source.Stats().Claimed > 100 })
+	for range 10 {
+		r.submit(1, 0, opscore.Queue("quiet"))
+	}
+	quiet := func() int {
+		return r.count("SELECT count(*) FROM opscore.task WHERE queue = 'quiet' AND state = 'completed'")
+	}
+	r.until("its tasks are completed", func() bool { return quiet() == 10 })
+	<-loaded
+	r.await()
+	waits := r.delays()
+	t.Logf("%s; lost %d; %+v", spread(waits), publisher.lost.Load(), source.Stats())
+	if most := percentile(waits, 100); publisher.lost.Load() > 0 && most > 10*time.Second {
+		t.Errorf("a task waited for %v, want at most 10 s", most)
+	}
+}
+
 func TestABrokerThatRefusesUsIsAnErrorAtTheStart(t *testing.T) {
 	n := nodes.Broker(t)
 	r := newRig(t, n.URL("/"))

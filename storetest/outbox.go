@@ -123,12 +123,17 @@ var outboxes = []scenario{
 		}
 		c := issues(100, 16)
 		c.Spread = 4
-		want(e, "tickets", len(e.issue(c).Tickets), 5)
+		tickets := e.issue(c).Tickets
+		want(e, "tickets", len(tickets), 5)
+		e.withdraw(tickets[1])
+		e.wantIDs("named after one was withdrawn", named(e.issue(c).Tickets), tickets[1].Tasks...)
 	}},
 	{"a claim of all that a ticket names ends the ticket", func(e *env) {
 		w := e.worker()
-		ids := []opscore.ID{e.submit(), e.submit(), e.submit()}
-		slices.SortFunc(ids, func(a, b opscore.ID) int { return slices.Compare(a[:], b[:]) })
+		e.submit(opscore.After(time.Hour)) // something is left to look for
+		for range 3 {
+			e.submit()
+		}
 		issued := e.issue(issues(10, 3))
 		want(e, "claimed in part", len(e.claimNamed(w, 2, issued.Tickets...)), 2)
 		want(e, "out after a part", e.issue(issues(10, 3)).Out, 3)
@@ -158,8 +163,13 @@ var outboxes = []scenario{
 		e.pass(2 * time.Minute)
 		e.wantIDs("expired", named(e.issue(issues(10, 1)).Tickets))
 		id := e.submit()
+		e.due()
 		if err := e.store.Pause(e.ctx, []string{"q"}, "ann", ""); err != nil {
 			e.Fatalf("pause: %v", err)
+		}
+		issued, err := e.outbox().Issue(e.ctx, issues(10, 1))
+		if err != nil || len(issued.Tickets) > 0 {
+			e.Errorf("issued although it was paused since the look: %+v, %v", issued, err)
 		}
 		want(e, "due queues while paused", len(e.due()), 0)
 		e.wantIDs("paused", named(e.issue(issues(10, 1)).Tickets))
