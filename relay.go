@@ -11,12 +11,13 @@ import (
 
 // The relay keeps a small window of tickets in the broker, so that priority, pause and cancellation stay true.
 const (
-	windowFor     = 500 * time.Millisecond // of work at the rate at which the queue's tasks are taken
-	windowPerSlot = 2                      // at least, of the live workers
-	listenersFor  = time.Second            // how long the relay believes what it has read in the registry
-	relayRest     = 5                      // looking for due queues takes at most one part in so many of the time
-	ticketFor     = 10 * time.Millisecond  // a ticket names as many tasks as are taken in this time
-	guessPerSlot  = 10                     // tasks a second, until it is known
+	windowFor     = 500 * time.Millisecond    // of work at the rate at which the queue's tasks are taken
+	windowPerSlot = 2                         // at least, of the live workers
+	listenersFor  = time.Second               // how long the relay believes what it has read in the registry
+	relayRest     = 5                         // looking for due queues takes at most one part in so many of the time
+	ticketFor     = 10 * time.Millisecond     // a ticket names as many tasks as are taken in this time
+	guessPerSlot  = 10                        // tasks a second, until it is known
+	forgetAfter   = TicketFor + 2*time.Second // for as long, what is lost is left to workers that pull: a new ticket may be lost as well
 )
 
 // relay turns due tasks into tickets. Any number may run: whoever comes first to a queue serves it.
@@ -216,11 +217,8 @@ func (l *line) step(ctx context.Context) (again bool, err error) {
 		n += len(t.Tasks)
 	}
 	l.measure(issued.Out, n)
-	if issued.Oldest > TicketFor && time.Since(l.checked) > time.Second {
-		l.checked = time.Now()
-		if err := l.forget(ctx); err != nil {
-			return true, err
-		}
+	if err := l.forget(ctx, issued.Oldest); err != nil {
+		return true, err
 	}
 	if n == 0 {
 		if issued.Out < want.Window {
@@ -280,12 +278,16 @@ func (l *line) rest(window int) time.Duration {
 }
 
 // forget takes back tickets that have been out for long and do not wait in the broker.
-func (l *line) forget(ctx context.Context) error {
+func (l *line) forget(ctx context.Context, oldest time.Duration) error {
+	if oldest <= forgetAfter || time.Since(l.checked) < time.Second {
+		return nil
+	}
+	l.checked = time.Now()
 	waiting, err := l.publisher.Waiting(ctx, l.queue)
 	if err != nil {
 		return err
 	}
-	forgotten, err := l.outbox.Forget(ctx, l.queue, waiting, TicketFor)
+	forgotten, err := l.outbox.Forget(ctx, l.queue, waiting, forgetAfter)
 	if forgotten > 0 {
 		l.log.Warn("tickets got lost: their tasks get new ones", "queue", l.queue, "tickets", forgotten, "waiting", waiting)
 	}
