@@ -178,14 +178,10 @@ func (l *line) run(ctx context.Context) {
 		}
 		for backoff := time.Duration(0); ctx.Err() == nil; {
 			again, err := l.step(ctx)
-			switch {
-			case err != nil:
+			if err != nil {
 				backoff = min(max(2*backoff, 100*time.Millisecond), HeartbeatEvery)
 				l.complain(ctx, err)
 				pause(ctx, backoff)
-			case l.failed:
-				l.failed = false
-				l.log.Info("tickets are published again", "queue", l.queue)
 			}
 			if !again || !l.publisher.Ready() {
 				break
@@ -233,6 +229,10 @@ func (l *line) step(ctx context.Context) (again bool, err error) {
 		withdrawing, cancel := context.WithTimeout(context.WithoutCancel(ctx), HeartbeatEvery)
 		defer cancel()
 		err = cmp.Or(err, l.outbox.Withdraw(withdrawing, refused))
+	}
+	if err == nil && l.failed {
+		l.failed = false
+		l.log.Info("tickets are published again", "queue", l.queue)
 	}
 	if err == nil && issued.Out+n >= want.Window {
 		pause(ctx, l.rest(want.Window))

@@ -74,6 +74,8 @@ func Open(ctx context.Context, urls string, store Store, o Options) (*Broker, er
 		return nil, err
 	case err != nil:
 		b.log.Warn("degraded: the broker cannot be reached; tasks are pulled from the database until it can be", "broker", b, "error", err)
+	default:
+		b.log.Info("connected to the broker", "broker", b)
 	}
 	return b, nil
 }
