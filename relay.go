@@ -38,7 +38,7 @@ type relay struct {
 type listeners struct {
 	workers, slots int
 	least          int      // slots of the worker that has the fewest
-	actors         []string // that at least one of them knows
+	actors         []string // that all of them know: a ticket may come to any
 }
 
 func (k *Keeper) newRelay(outbox Outbox) *relay {
@@ -114,14 +114,12 @@ func (r *relay) readListeners(ctx context.Context, queues []string) error {
 			l := byQueue[q]
 			l.workers, l.slots = l.workers+1, l.slots+w.Slots
 			l.least = min(cmp.Or(l.least, w.Slots), w.Slots)
-			l.actors = append(l.actors, w.Actors...)
+			if l.workers == 1 {
+				l.actors = slices.Clone(w.Actors)
+			}
+			l.actors = slices.DeleteFunc(l.actors, func(a string) bool { return !slices.Contains(w.Actors, a) })
 			byQueue[q] = l
 		}
-	}
-	for q, l := range byQueue {
-		slices.Sort(l.actors)
-		l.actors = slices.Compact(l.actors)
-		byQueue[q] = l
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -178,7 +176,9 @@ func (l *line) run(ctx context.Context) {
 		}
 		for backoff := time.Duration(0); ctx.Err() == nil; {
 			again, err := l.step(ctx)
-			if err != nil {
+			if err == nil {
+				backoff = 0
+			} else {
 				backoff = min(max(2*backoff, 100*time.Millisecond), HeartbeatEvery)
 				l.complain(ctx, err)
 				pause(ctx, backoff)
@@ -208,14 +208,9 @@ func (l *line) step(ctx context.Context) (again bool, err error) {
 	if err != nil || issued.Busy {
 		return err != nil, err
 	}
-	n := 0
-	for _, t := range issued.Tickets {
-		n += len(t.Tasks)
-	}
+	defer l.forget(ctx, issued.Oldest)
+	n := tasksOf(issued.Tickets)
 	l.measure(issued.Out, n)
-	if err := l.forget(ctx, issued.Oldest); err != nil {
-		return true, err
-	}
 	if n == 0 {
 		if issued.Out < want.Window {
 			return false, nil // nothing is due that is not out
@@ -223,21 +218,40 @@ func (l *line) step(ctx context.Context) (again bool, err error) {
 		pause(ctx, l.rest(want.Window))
 		return true, nil
 	}
-	refused, err := l.publisher.Publish(ctx, issued.Tickets)
-	if len(refused) > 0 {
-		// Also when we stop: what is not known to have arrived must not wait for somebody to notice.
-		withdrawing, cancel := context.WithTimeout(context.WithoutCancel(ctx), HeartbeatEvery)
-		defer cancel()
-		err = cmp.Or(err, l.outbox.Withdraw(withdrawing, refused))
+	if err := l.publish(ctx, issued.Tickets); err != nil {
+		return true, err
 	}
-	if err == nil && l.failed {
+	if l.failed {
 		l.failed = false
 		l.log.Info("tickets are published again", "queue", l.queue)
 	}
-	if err == nil && issued.Out+n >= want.Window {
+	if issued.Out+n >= want.Window {
 		pause(ctx, l.rest(want.Window))
 	}
-	return true, err
+	return true, nil
+}
+
+func tasksOf(tickets []Ticket) (n int) {
+	for i := range tickets {
+		n += len(tickets[i].Tasks)
+	}
+	return n
+}
+
+// publish takes back what has not certainly arrived, also when we stop: it must not wait for somebody to notice.
+func (l *line) publish(ctx context.Context, tickets []Ticket) error {
+	refused, err := l.publisher.Publish(ctx, tickets)
+	if len(refused) == 0 {
+		return err
+	}
+	withdrawing, cancel := context.WithTimeout(context.WithoutCancel(ctx), HeartbeatEvery)
+	defer cancel()
+	for i := range tickets {
+		if slices.Contains(refused, tickets[i].ID) {
+			l.out -= len(tickets[i].Tasks) // nobody has taken them
+		}
+	}
+	return cmp.Or(err, l.outbox.Withdraw(withdrawing, refused))
 }
 
 // want says how much may be out, and in tickets of how many tasks.
@@ -246,13 +260,14 @@ func (l *line) want() (Issue, bool) {
 	if !ok {
 		return Issue{}, false
 	}
+	rate := l.rate
 	if l.stepped.IsZero() {
-		l.rate = float64(guessPerSlot * heard.slots)
+		rate = float64(guessPerSlot * heard.slots)
 	}
 	return Issue{
 		Queue: l.queue, Actors: heard.actors, Spread: 2 * heard.workers,
 		Window: max(int(l.rate*windowFor.Seconds()), windowPerSlot*heard.slots),
-		Size:   min(max(int(l.rate*ticketFor.Seconds()), 1), heard.least, MaxTicket),
+		Size:   min(max(int(rate*ticketFor.Seconds()), 1), heard.least, MaxTicket),
 	}, true
 }
 
@@ -262,8 +277,8 @@ func (l *line) measure(out, issued int) {
 	if took := now.Sub(l.stepped).Seconds(); l.stepped.IsZero() {
 		// Nothing is known yet.
 	} else if took < 1 && took > 0 {
-		// Weighed by the time that it was observed for: a tenth of a second forgets two thirds of what was before.
-		weight := took / (took + 0.05)
+		// Weighed by the time that it was observed for. That free slots are filled at first does not count for more than the window that they have.
+		weight := took / (took + 0.3)
 		l.rate += weight * (float64(max(l.out-out, 0))/took - l.rate)
 	} else if took >= 1 {
 		l.rate = float64(max(l.out-out, 0)) / took
@@ -278,18 +293,22 @@ func (l *line) rest(window int) time.Duration {
 }
 
 // forget takes back tickets that have been out for long and do not wait in the broker.
-func (l *line) forget(ctx context.Context, oldest time.Duration) error {
+func (l *line) forget(ctx context.Context, oldest time.Duration) {
 	if oldest <= forgetAfter || time.Since(l.checked) < time.Second {
-		return nil
+		return
 	}
 	l.checked = time.Now()
 	waiting, err := l.publisher.Waiting(ctx, l.queue)
-	if err != nil {
-		return err
+	var forgotten int
+	if err == nil {
+		forgotten, err = l.outbox.Forget(ctx, l.queue, waiting, forgetAfter)
 	}
-	forgotten, err := l.outbox.Forget(ctx, l.queue, waiting, forgetAfter)
-	if forgotten > 0 {
+	switch {
+	case err != nil:
+		l.log.Debug("cannot look for lost tickets", "queue", l.queue, "error", err)
+	case forgotten > 0:
+		l.stepped = time.Now().Add(-time.Second) // what has gone now was not taken
+		l.out = 0
 		l.log.Warn("tickets got lost: their tasks get new ones", "queue", l.queue, "tickets", forgotten, "waiting", waiting)
 	}
-	return err
 }

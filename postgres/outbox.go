@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -128,10 +129,7 @@ const issueSQL = `WITH ` + outCTE + `),
 
 // Issue implements [opscore.Outbox]. It takes one round trip.
 func (s *Store) Issue(ctx context.Context, want opscore.Issue) (issued opscore.Issued, err error) {
-	from := s.outgoing.of(want.Queue, want.Actors)
-	if len(from.queues) == 0 {
-		return issued, nil
-	}
+	from := s.outgoing.of(want.Queue, want.Actors) // none after a restart: then it only counts
 	want.Size, want.Spread = max(min(want.Size, opscore.MaxTicket), 1), max(want.Spread, 1)
 	ids := make([][16]byte, max(min(want.Window/want.Size+1, opscore.MaxIssue), 2*want.Spread))
 	for i := range ids {
@@ -171,11 +169,19 @@ func (s *Store) Issue(ctx context.Context, want opscore.Issue) (issued opscore.I
 			})
 		})
 	if err := s.pool.SendBatch(ctx, b).Close(); err != nil {
-		s.outgoing.restart() // what was issued, if anything was, is not known
-		return opscore.Issued{}, unavailable("issue tickets", err)
+		return opscore.Issued{}, errors.Join(unavailable("issue tickets", err), s.unissue(ctx, ids))
 	}
 	issued.Tickets = divide(want, ids, tasks, seqs)
 	return issued, nil
+}
+
+// unissue takes back what may have been issued although the answer was lost.
+func (s *Store) unissue(ctx context.Context, ids [][16]byte) error {
+	s.outgoing.restart()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opscore.HeartbeatEvery)
+	defer cancel()
+	_, err := s.pool.Exec(ctx, s.sql(withdrawSQL), ids)
+	return unavailable("withdraw tickets", err)
 }
 
 // divide puts the tasks into tickets as issueSQL has.
@@ -188,9 +194,18 @@ func divide(want opscore.Issue, ids [][16]byte, tasks []opscore.ID, seqs []int64
 	return tickets
 }
 
+// endTickets deletes the tickets l. They are locked in the order of their ids, and who finds one locked leaves it to the other, who
+// deletes it as well.
+const (
+	endTickets  = " ORDER BY id FOR UPDATE SKIP LOCKED) DELETE FROM opscore.ticket k USING l WHERE k.id = l.id"
+	withdrawSQL = "WITH l AS MATERIALIZED (SELECT id FROM opscore.ticket WHERE id = ANY($1)" + endTickets
+	forgetSQL   = `WITH l AS MATERIALIZED (SELECT id FROM opscore.ticket WHERE at < now() - $3 * interval '1 microsecond'
+		AND id IN (SELECT id FROM opscore.ticket WHERE queue = $1 ORDER BY at DESC, id DESC OFFSET $2)` + endTickets
+)
+
 // Withdraw implements [opscore.Outbox].
 func (s *Store) Withdraw(ctx context.Context, tickets []opscore.ID) error {
-	tag, err := s.pool.Exec(ctx, s.sql("DELETE FROM opscore.ticket WHERE id = ANY($1)"), tickets)
+	tag, err := s.pool.Exec(ctx, s.sql(withdrawSQL), tickets)
 	if err != nil {
 		return unavailable("withdraw tickets", err)
 	}
@@ -202,13 +217,13 @@ func (s *Store) Withdraw(ctx context.Context, tickets []opscore.ID) error {
 
 // Forget implements [opscore.Outbox].
 func (s *Store) Forget(ctx context.Context, queue string, waiting int, age time.Duration) (int, error) {
-	tag, err := s.pool.Exec(ctx, s.sql(`DELETE FROM opscore.ticket WHERE at < now() - $3 * interval '1 microsecond'
-		AND id IN (SELECT id FROM opscore.ticket WHERE queue = $1 ORDER BY at DESC, id DESC OFFSET $2)`),
-		queue, waiting, age.Microseconds())
+	tag, err := s.pool.Exec(ctx, s.sql(forgetSQL), queue, waiting, age.Microseconds())
 	if err != nil {
 		return 0, unavailable("forget tickets", err)
 	}
-	s.outgoing.restart()
+	if tag.RowsAffected() > 0 {
+		s.outgoing.restart()
+	}
 	return int(tag.RowsAffected()), nil
 }
 
@@ -230,7 +245,7 @@ func (s *Store) BeginEpoch(ctx context.Context, before, next opscore.ID) (now op
 	err = s.transact(ctx, "begin an epoch of the broker", func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, s.sql("UPDATE opscore.deployment SET epoch = $2 WHERE coalesce(epoch, $3) = $1"), before, next, opscore.ID{})
 		if err == nil && tag.RowsAffected() == 1 && before != (opscore.ID{}) {
-			_, err = tx.Exec(ctx, s.sql("DELETE FROM opscore.ticket"))
+			_, err = tx.Exec(ctx, s.sql("WITH l AS MATERIALIZED (SELECT id FROM opscore.ticket"+endTickets))
 		}
 		if err != nil {
 			return err

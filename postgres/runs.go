@@ -54,9 +54,11 @@ const (
 const (
 	claimByID    = "WITH " + claimIDs + claimed
 	claimTickets = "WITH " + claimIDs + `,
-	over AS (
-		DELETE FROM opscore.ticket k WHERE k.id = ANY($5)
-			AND NOT EXISTS (SELECT FROM unnest(k.tasks) AS task WHERE task NOT IN (SELECT pick.task FROM pick)))` + claimed
+	ended AS MATERIALIZED (
+		SELECT id FROM opscore.ticket k WHERE k.id = ANY($5)
+			AND NOT EXISTS (SELECT FROM unnest(k.tasks) AS task WHERE task NOT IN (SELECT pick.task FROM pick))
+		ORDER BY id FOR UPDATE SKIP LOCKED),
+	over AS (DELETE FROM opscore.ticket k USING ended WHERE k.id = ended.id)` + claimed
 )
 
 const claimIDs = `pick AS MATERIALIZED (

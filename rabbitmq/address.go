@@ -88,8 +88,16 @@ func parse(urls string) (addresses, error) {
 // parseOne passes on no error that was made of the text: it may hold a password.
 func parseOne(text string) (address, error) {
 	u, err := url.Parse(text)
+	_, rest, _ := strings.Cut(text, "://")
+	authority := rest
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		authority, rest = rest[:i], rest[i:]
+	} else {
+		rest = ""
+	}
 	switch {
-	case err != nil:
+	// A password that is not escaped ends the authority before its @, and the rest of it would be taken for something else.
+	case err != nil, strings.ContainsAny(rest, "@#"), strings.HasSuffix(authority, ":"):
 		return address{}, errors.New("not a URL; in a user name or a password, characters other than letters and digits have to be written as %XX")
 	case u.Scheme != "amqp" && u.Scheme != "amqps":
 		return address{}, errors.New("accepted: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps://")
@@ -98,12 +106,15 @@ func parseOne(text string) (address, error) {
 	}
 	for name := range u.Query() {
 		if !slices.Contains(parameters, name) {
+			if strings.Trim(name, "abcdefghijklmnopqrstuvwxyz_") != "" {
+				name = "…"
+			}
 			return address{}, fmt.Errorf("parameter %q is not known; there are %s", name, strings.Join(parameters, ", "))
 		}
 	}
 	uri, err := amqp.ParseURI(text)
 	switch {
-	case err != nil:
+	case err != nil || uri.Port < 1 || uri.Port > 65535:
 		return address{}, errors.New("a parameter or the port is not what it should be")
 	case (uri.CertFile == "") != (uri.KeyFile == ""):
 		return address{}, errors.New("certfile and keyfile go together")

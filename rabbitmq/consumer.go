@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -18,8 +19,14 @@ const (
 	maxPrefetch = 100
 	parkAfter   = 200 * time.Millisecond
 	carefulFor  = 2 * time.Second  // after a park, tickets are asked for only while there are free slots
+	unusableFor = 30 * time.Second // a queue that cannot be consumed is tried again
 	carefulMost = 30 * time.Second // it is twice as long each time it turns out to be needed again
 )
+
+// prefetchFor is how many tickets may be on their way to so many slots: twice as many tasks, if tickets are full.
+func prefetchFor(slots int) int {
+	return min((2*slots+opscore.MaxTicket-1)/opscore.MaxTicket, maxPrefetch)
+}
 
 // parking is how careful a source is not to hold what it cannot claim.
 type parking struct {
@@ -45,11 +52,26 @@ func (s *Source) serve(ctx context.Context, conn *amqp.Connection) error {
 	s.mu.Lock()
 	queues := s.want.Queues
 	s.mu.Unlock()
+	var usable []string
+	var unusable error
 	for _, q := range queues {
-		if err := s.broker.diagnose.ensureQueue(ctx, q); err != nil {
-			return err
+		err := s.broker.diagnose.ensureQueue(ctx, q)
+		if err == nil {
+			usable = append(usable, q)
+			continue
 		}
+		unusable = fmt.Errorf("queue %s: %w", q, err)
+		s.broker.log.Warn("no tickets can come from a queue; its tasks are pulled from the database meanwhile", "queue", q, "error", err)
 	}
+	if len(usable) == 0 {
+		return unusable
+	}
+	if unusable != nil { // the others must not wait for it: it is tried again on the next connection
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, unusableFor)
+		defer cancel()
+	}
+	queues = usable
 	ch, err := await(ctx, func() { go hangUp(conn) }, conn.Channel)
 	if err != nil {
 		return err
@@ -84,7 +106,9 @@ func (c *consumer) watch(ctx context.Context, gone <-chan *amqp.Error, cancels <
 		var err error
 		select {
 		case <-ctx.Done(): // unsubscribe first, and let others have what waits here
-			return c.end(context.WithoutCancel(ctx))
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			return c.end(ctx)
 		case e := <-gone:
 			return lost(e)
 		case <-cancels:
@@ -110,7 +134,7 @@ func (c *consumer) adjust(ctx context.Context) error {
 	asking, most, careful := c.source.asking, c.source.want.Max, time.Now().Before(c.source.parking.until)
 	c.source.mu.Unlock()
 	c.switching.Lock()
-	small := len(c.tags) > 0 && c.prefetch < min(most, maxPrefetch)/2
+	small := len(c.tags) > 0 && c.prefetch < prefetchFor(most)/2
 	c.switching.Unlock()
 	if !asking {
 		return nil
@@ -131,7 +155,7 @@ func (c *consumer) begin(ctx context.Context) error {
 		return nil
 	}
 	c.source.mu.Lock()
-	prefetch := min(c.source.want.Max, maxPrefetch)
+	prefetch := prefetchFor(c.source.want.Max)
 	c.source.mu.Unlock()
 	tags, err := await(ctx, func() { go hangUp(c.conn) }, func() ([]string, error) { return c.consume(prefetch) })
 	c.tags, c.prefetch = tags, prefetch
@@ -190,9 +214,7 @@ var errQueueGone = errors.New("a queue that was consumed is gone: it is made aga
 
 // holding reports whether tickets have been held for too long without a slot to claim for.
 func (s *Source) holding() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !s.asking && time.Since(s.asked) > parkAfter && s.inbox.held() > 0
+	return s.inbox.oldest() > parkAfter
 }
 
 func (s *Source) beCareful() {
@@ -209,20 +231,26 @@ func (s *Source) beCareful() {
 func (s *Source) arrived(f *feed, queue string, d *amqp.Delivery) {
 	s.stats.tickets.Add(1)
 	t, err := decode(s.broker.instance, d.Body)
+	if err == nil && t.Queue != queue {
+		err = fmt.Errorf("it is a ticket of queue %s", t.Queue)
+	}
 	if err == nil {
-		s.inbox.put(&delivery{Ticket: t, feed: f, tag: d.DeliveryTag, open: len(t.Tasks)})
+		s.inbox.put(&delivery{Ticket: t, feed: f, tag: d.DeliveryTag, came: time.Now(), open: len(t.Tasks)})
 		return
 	}
 	reason := opscore.CodeUndecodable
 	if errors.Is(err, errForeign) {
 		reason = opscore.CodeForeignDatabase
 	}
-	if s.orphan(messageID(d), queue, reason, d, err) {
-		if reason == opscore.CodeForeignDatabase {
-			f.nack([]uint64{d.DeliveryTag}, false) // whoever it belongs to finds it among the dead letters
-		} else {
-			f.ack([]uint64{d.DeliveryTag})
+	for !s.orphan(messageID(d), queue, reason, d, err) {
+		if pause(s.broker.ctx, pullAfter); s.broker.ctx.Err() != nil || !s.inbox.live(f) {
+			return // it will be delivered again
 		}
+	}
+	if reason == opscore.CodeForeignDatabase {
+		f.nack([]uint64{d.DeliveryTag}, false) // whoever it belongs to finds it among the dead letters
+	} else {
+		f.ack([]uint64{d.DeliveryTag})
 	}
 }
 
@@ -234,7 +262,7 @@ func messageID(d *amqp.Delivery) opscore.ID {
 	return uuid.NewSHA1(uuid.NameSpaceOID, d.Body)
 }
 
-// orphan keeps a message; if that fails the message stays where it is until the connection is lost.
+// orphan keeps a message and reports whether it could.
 func (s *Source) orphan(id opscore.ID, queue string, reason opscore.Code, d *amqp.Delivery, why error) bool {
 	s.stats.orphans.Add(1)
 	headers, err := json.Marshal(d.Headers)

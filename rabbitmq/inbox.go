@@ -65,6 +65,7 @@ type delivery struct {
 	opscore.Ticket
 	feed *feed
 	tag  uint64
+	came time.Time
 
 	// Guarded by the inbox:
 	taken int  // of its tasks, those that were given out to be claimed
@@ -91,11 +92,10 @@ type inbox struct {
 	lost    time.Time
 	again   []piece // that are worth another try
 	waiting []*delivery
-	heard   map[string]time.Time // by queue: when a ticket came last
 }
 
 func newInbox() *inbox {
-	return &inbox{arrived: make(chan struct{}, 1), heard: map[string]time.Time{}, lost: time.Now()}
+	return &inbox{arrived: make(chan struct{}, 1), lost: time.Now()}
 }
 
 // open begins with a new feed, nil if there is none; what came on another is of no use.
@@ -123,7 +123,6 @@ func (b *inbox) put(d *delivery) {
 	if b.feed != d.feed {
 		return
 	}
-	b.heard[d.Queue] = time.Now()
 	b.waiting = append(b.waiting, d)
 	b.signal()
 }
@@ -178,11 +177,24 @@ func (b *inbox) tasks() (n int) {
 	return n + len(b.again)
 }
 
-// held returns how many tickets nobody has begun to take.
-func (b *inbox) held() int {
+// oldest returns for how long the oldest ticket has been here that nobody could claim; 0 if there is none.
+func (b *inbox) oldest() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.waiting) + len(b.again)
+	if len(b.waiting) > 0 {
+		return time.Since(b.waiting[0].came)
+	}
+	if len(b.again) > 0 {
+		return time.Since(b.again[0].came)
+	}
+	return 0
+}
+
+// live reports whether deliveries of the feed can still be settled.
+func (b *inbox) live(f *feed) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.feed == f
 }
 
 // done notes that it is known of these pieces what to do, and returns the deliveries of which that was the last piece.
@@ -230,15 +242,12 @@ func (b *inbox) clear(f *feed) (tags []uint64) {
 	return tags
 }
 
-// silence returns for how long nothing has come from a queue, and for how long there has been no feed.
-func (b *inbox) silence(queue string, since time.Time) (quiet, unfed time.Duration) {
+// unfed returns for how long there has been no feed.
+func (b *inbox) unfed() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if h := b.heard[queue]; h.After(since) {
-		since = h
+	if b.feed != nil {
+		return 0
 	}
-	if b.feed == nil {
-		unfed = time.Since(b.lost)
-	}
-	return time.Since(since), unfed
+	return time.Since(b.lost)
 }

@@ -16,7 +16,7 @@ import (
 type link struct {
 	broker  *Broker
 	purpose string
-	about   amqp.Table // more to be seen among the broker's connections
+	about   func() amqp.Table // more to be seen among the broker's connections; nil for nothing
 }
 
 // Backoff of a link.
@@ -32,7 +32,11 @@ var errLinkLost = errors.New("the connection was closed")
 func (l *link) run(ctx context.Context, serve func(context.Context, *amqp.Connection) error) {
 	said, backoff := "", redialAfter
 	for ctx.Err() == nil {
-		conn, err := l.broker.dial(ctx, l.purpose, l.about)
+		var about amqp.Table
+		if l.about != nil {
+			about = l.about()
+		}
+		conn, err := l.broker.dial(ctx, l.purpose, about)
 		if err == nil {
 			began := time.Now()
 			if said != "" {

@@ -57,8 +57,9 @@ func (s *Source) classify(misses []piece) {
 			!t.ExpiresAt.IsZero() && !t.ExpiresAt.After(time.Now()):
 			over = append(over, p)
 		case !slices.Contains(want.Actors, t.Actor):
+			// The relay has not seen yet that this worker listens as well; what not every worker knows is pulled.
 			s.broker.log.Debug("a ticket came to a worker that does not know the actor", "task", t.ID, "actor", t.Actor)
-			stay = append(stay, p)
+			over = append(over, p)
 		case p.tries < len(lockedAgain):
 			p.tries++
 			s.later([]piece{p}, lockedAgain[p.tries-1])

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -43,6 +44,8 @@ type outlet struct {
 	giveUp  chan struct{}      // closed when the broker does not answer
 	blocked chan struct{}      // closed when the broker takes nothing any more: what has no answer by then may come much later
 
+	answered atomic.Int64 // when an answer came last
+
 	mu       sync.Mutex
 	queues   map[string]bool // that exist, as far as is known
 	returned map[string]bool // ids of messages that went nowhere
@@ -52,8 +55,8 @@ type outlet struct {
 // serve keeps an outlet on the connection.
 func (p *Publisher) serve(ctx context.Context, conn *amqp.Connection) error {
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 16))
-	if err := p.broker.checkEpoch(ctx); err != nil {
-		return err
+	if err := p.broker.checkEpoch(ctx); err != nil { // a node that is down is not a loss
+		p.broker.log.Debug("cannot tell whether the broker has kept its state", "broker", p.broker, "error", err)
 	}
 	o, err := await(ctx, func() { go hangUp(conn) }, func() (*outlet, error) { return newOutlet(conn) })
 	if err != nil {
@@ -69,7 +72,10 @@ func (p *Publisher) serve(ctx context.Context, conn *amqp.Connection) error {
 		return lost(e)
 	case <-o.giveUp:
 		return context.DeadlineExceeded
-	case b := <-blocked:
+	case b, open := <-blocked:
+		if !open {
+			return lost(<-gone)
+		}
 		p.set(nil, "it blocks publishers: "+b.Reason)
 		close(o.blocked)
 		p.broker.log.Warn("the broker blocks publishers; tasks are pulled from the database meanwhile", "broker", p.broker, "reason", b.Reason)
@@ -81,7 +87,10 @@ func (p *Publisher) serve(ctx context.Context, conn *amqp.Connection) error {
 			return nil
 		case e := <-gone:
 			return lost(e)
-		case b := <-blocked:
+		case b, open := <-blocked:
+			if !open {
+				return lost(<-gone)
+			}
 			if !b.Active {
 				return nil
 			}
@@ -166,12 +175,14 @@ var errBlocked = errors.New("it blocks publishers")
 func (o *outlet) answer(ctx context.Context, c *amqp.DeferredConfirmation) (taken bool, err error) {
 	select {
 	case <-c.Done():
+		o.answered.Store(time.Now().UnixNano())
 		return c.Acked(), nil
 	case <-o.blocked:
 		return false, errBlocked
 	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			o.once.Do(func() { close(o.giveUp) }) // the answers that are missing may never come
+		// The answers that are missing may never come. If others do, it is a queue that does not answer, not the broker.
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(time.Unix(0, o.answered.Load())) > confirmFor {
+			o.once.Do(func() { close(o.giveUp) })
 		}
 		return false, context.Cause(ctx)
 	}

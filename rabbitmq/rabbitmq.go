@@ -52,7 +52,7 @@ type Broker struct {
 }
 
 // Open reads the URL, or several ones of a cluster separated by commas, and connects once to find out what there is to find
-// out: a broker that refuses us (password, virtual host, permission, certificate) is an error, for that does not get better by itself. One
+// out: a broker that refuses us (password, virtual host, certificate) is an error, for that does not get better by itself. One
 // that cannot be reached is not: it is dialled again until it can be, and workers pull meanwhile. Errors never hold a password.
 func Open(ctx context.Context, urls string, store Store, o Options) (*Broker, error) {
 	at, err := parse(urls)
@@ -67,7 +67,12 @@ func Open(ctx context.Context, urls string, store Store, o Options) (*Broker, er
 	b := &Broker{addresses: at, options: o, store: store, log: cmp.Or(o.Log, slog.Default()), instance: d.Instance}
 	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	b.diagnose = &inspector{broker: b}
-	_, err = on(ctx, b.diagnose, func(*amqp.Channel) (struct{}, error) { return struct{}{}, nil })
+	for range at.all {
+		_, err = on(ctx, b.diagnose, func(*amqp.Channel) (struct{}, error) { return struct{}{}, nil })
+		if err == nil || refused(err) {
+			break
+		}
+	}
 	switch {
 	case refused(err):
 		b.Close()

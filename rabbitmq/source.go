@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,7 +28,8 @@ type Source struct {
 	asked    time.Time     // when Next returned last
 	free     time.Time     // since when there are free slots
 	claims   claims
-	pulled   map[string]pulled
+	heard    map[lane]time.Time // when a task came by ticket last
+	pulls    pulls
 	parking  parking
 	consumer *consumer
 	resume   chan struct{} // has a token when a parked consumer is wanted again
@@ -41,10 +43,20 @@ type claims struct {
 	took  time.Duration
 }
 
-// pulled is what is known of pulls from a queue.
-type pulled struct {
-	last time.Time // when it was tried
-	full bool      // it brought all that there were slots for: there is more
+// lane is a queue and an actor: a queue may have tickets for one of its actors and none for another.
+type lane struct{ queue, actor string }
+
+// pulls is what is known of pulls.
+type pulls struct {
+	last time.Time          // when the last one was
+	full map[lane]bool      // of what it brought as much as there were slots for: there is more
+	hits map[lane]time.Time // when one brought something last
+}
+
+// untold reports whether it seems that nobody announces a lane's tasks: a pull has brought some, and no ticket has come since.
+func (s *Source) untold(at lane, now time.Time) bool {
+	hit, ok := s.pulls.hits[at]
+	return ok && now.Sub(hit) < untoldFor && !s.heard[at].After(hit)
 }
 
 // Stats counts what a Source has done.
@@ -63,9 +75,16 @@ const pullAfter = time.Second
 // pullEvery is how often a worker looks that cannot get tickets; it is woken besides.
 const pullEvery = 250 * time.Millisecond
 
+// Lanes whose tasks nobody announces, as when not all workers of a queue know the actor, are pulled from when something was submitted. The pause
+// is for tickets that come after all.
+const (
+	untoldFor   = 10 * time.Second
+	untoldPause = 20 * time.Millisecond
+)
+
 // Source returns the source of one worker.
 func (b *Broker) Source() *Source {
-	s := &Source{broker: b, store: b.store, inbox: newInbox(), pulled: map[string]pulled{}, resume: make(chan struct{}, 1)}
+	s := &Source{broker: b, store: b.store, inbox: newInbox(), heard: map[lane]time.Time{}, pulls: pulls{hits: map[lane]time.Time{}}, resume: make(chan struct{}, 1)}
 	s.misses = batch.New(opscore.DefaultSlots, s.classify)
 	return s
 }
@@ -82,9 +101,9 @@ func (s *Source) Stats() Stats {
 func (s *Source) Next(ctx context.Context, want opscore.Claim) ([]opscore.Task, error) {
 	s.enter(want)
 	defer s.leave()
-	s.start.Do(func() { s.subscribe(ctx, want.Worker) })
+	s.start.Do(func() { s.subscribe(ctx) })
 	for until := time.Now().Add(pullAfter); ; {
-		wake := s.wake() // taken before the look, so that nothing that comes after it is missed
+		wake := s.wake(want) // taken before the look, so that nothing that comes after it is missed
 		s.gather(ctx, want.Max)
 		if pieces := s.inbox.take(want.Max); len(pieces) > 0 {
 			tasks, err := s.claim(ctx, want, pieces)
@@ -107,6 +126,9 @@ func (s *Source) Next(ctx context.Context, want opscore.Claim) ([]opscore.Task, 
 			return nil, nil
 		case <-s.inbox.arrived:
 		case <-wake:
+			if s.inbox.unfed() < pullAfter {
+				pause(ctx, untoldPause)
+			}
 		case <-timer.C:
 		}
 		timer.Stop()
@@ -160,13 +182,23 @@ func (s *Source) leave() {
 	s.asking, s.asked = false, time.Now()
 }
 
-// wake is when there may be something to pull for a worker that gets no tickets; one that does waits for them instead.
-func (s *Source) wake() <-chan struct{} {
+// wake is when there may be something to pull that no ticket comes for; for the rest tickets are waited for.
+func (s *Source) wake(want opscore.Claim) <-chan struct{} {
 	waker, ok := s.store.(opscore.Waker)
-	if _, unfed := s.inbox.silence("", time.Now()); !ok || unfed < pullAfter {
+	if !ok {
 		return nil
 	}
-	return waker.Wake()
+	if s.inbox.unfed() >= pullAfter {
+		return waker.Wake()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for at := range s.pulls.hits {
+		if s.untold(at, time.Now()) && slices.Contains(want.Queues, at.queue) {
+			return waker.Wake()
+		}
+	}
+	return nil
 }
 
 // claim claims the tasks of pieces. Tickets are settled once the claim has committed.
@@ -191,7 +223,11 @@ func (s *Source) claim(ctx context.Context, want opscore.Claim, pieces []piece) 
 		return nil, err
 	}
 	s.mu.Lock()
-	s.claims = claims{ended: time.Now(), took: time.Since(sent)}
+	now := time.Now()
+	s.claims = claims{ended: now, took: now.Sub(sent)}
+	for i := range got.Tasks {
+		s.heard[lane{got.Tasks[i].Queue, got.Tasks[i].Actor}] = now
+	}
 	s.mu.Unlock()
 	clear(named)
 	for i := range got.Tasks {
@@ -222,6 +258,8 @@ func (s *Source) full(ctx context.Context) {
 	c, careful := s.consumer, time.Now().Before(s.parking.until)
 	s.mu.Unlock()
 	if c != nil && careful {
+		ctx, cancel := context.WithTimeout(ctx, time.Second) // the tasks are claimed: they must not wait for a frozen broker
+		defer cancel()
 		_ = c.end(ctx) // an error means that the channel is gone: it is noticed elsewhere
 	}
 }
@@ -248,18 +286,21 @@ func (s *Source) settle(pieces []piece) {
 	}
 }
 
-// pull claims due tasks of queues that no ticket has come from for a while, and says when to try again.
+// pull claims due tasks of lanes that no ticket has come for in a while, and says when to try again.
 func (s *Source) pull(ctx context.Context, want opscore.Claim) (tasks []opscore.Task, wait time.Duration, err error) {
-	queues, all, wait := s.silent(want.Queues)
+	all := s.inbox.unfed() >= pullAfter
+	queues, actors, wait := s.silent(want.Queues, want.Actors, all)
 	if len(queues) == 0 {
 		return nil, wait, nil
 	}
-	want.Queues, want.NotOut = queues, !all
+	want.Queues, want.Actors, want.NotOut = queues, actors, !all
 	got, err := s.store.Claim(ctx, want)
 	s.mu.Lock()
-	now := time.Now()
-	for _, q := range queues {
-		s.pulled[q] = pulled{now, len(got.Tasks) == want.Max}
+	s.pulls.last, s.pulls.full = time.Now(), map[lane]bool{}
+	for i := range got.Tasks {
+		at := lane{got.Tasks[i].Queue, got.Tasks[i].Actor}
+		s.pulls.hits[at] = s.pulls.last
+		s.pulls.full[at] = len(got.Tasks) == want.Max
 	}
 	s.mu.Unlock()
 	s.stats.pulled.Add(int64(len(got.Tasks)))
@@ -269,35 +310,60 @@ func (s *Source) pull(ctx context.Context, want opscore.Claim) (tasks []opscore.
 	return got.Tasks, wait, err
 }
 
-// silent returns the queues to pull from now, whether also what is out there, and when to look again. Those are queues from which
-// nothing came for pullAfter although there were free slots, or from which a pull has brought as much as it could and no ticket has since.
-func (s *Source) silent(of []string) (queues []string, all bool, wait time.Duration) {
+// silent returns what to pull from now, and when to look again: lanes for which nothing came in pullAfter although there were free slots,
+// and lanes of which a pull has brought as much as it could and no ticket has come since.
+func (s *Source) silent(queues, actors []string, all bool) (fromQueues, forActors []string, wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	wait = pullAfter
-	for _, q := range of {
-		quiet, unfed := s.inbox.silence(q, s.free)
-		p := s.pulled[q]
-		since, every := time.Since(p.last), pullAfter
-		if unfed >= pullAfter {
-			all, every = true, pullEvery
-		}
-		switch {
-		case p.full && quiet > since, all && since >= every, quiet >= pullAfter && since >= every:
-			queues = append(queues, q)
-			wait = min(wait, every)
-		case all:
-			wait = min(wait, every-since)
-		default:
-			wait = min(wait, max(pullAfter-quiet, every-since))
+	now, every := time.Now(), pullAfter
+	if all {
+		every = pullEvery
+	}
+	since := now.Sub(s.pulls.last)
+	due := since >= every
+	wait = max(every-since, time.Millisecond)
+	if due {
+		wait = every
+	}
+	for _, q := range queues {
+		for _, a := range actors {
+			at := lane{q, a}
+			heard := s.heard[at]
+			quiet := now.Sub(later(heard, s.free))
+			untold := s.untold(at, now)
+			if untold {
+				wait = min(wait, pullEvery)
+			}
+			switch {
+			case s.pulls.full[at] && !heard.After(s.pulls.last), untold && since >= untoldPause, due && (all || quiet >= pullAfter):
+				if !slices.Contains(forActors, a) {
+					forActors = append(forActors, a)
+				}
+				if !slices.Contains(fromQueues, q) {
+					fromQueues = append(fromQueues, q)
+				}
+			case due && !all:
+				wait = min(wait, max(pullAfter-quiet, time.Millisecond))
+			}
 		}
 	}
-	return queues, all, max(wait, time.Millisecond)
+	return fromQueues, forActors, wait
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // subscribe consumes until ctx ends.
-func (s *Source) subscribe(ctx context.Context, worker opscore.ID) {
-	l := &link{broker: s.broker, purpose: "consume", about: amqp.Table{"worker": worker.String()}}
+func (s *Source) subscribe(ctx context.Context) {
+	l := &link{broker: s.broker, purpose: "consume", about: func() amqp.Table {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return amqp.Table{"worker": s.want.Worker.String()}
+	}}
 	s.broker.wg.Go(func() {
 		ctx, stop := context.WithCancel(ctx)
 		defer stop()

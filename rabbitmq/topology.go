@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -96,15 +97,8 @@ func (i *inspector) ensure(ctx context.Context, name string, args amqp.Table) (m
 // ensureQueue makes the broker's queue for a queue of tasks, and the one for dead tickets. If it had to be made, the tickets that were out are
 // gone with the one before it.
 func (i *inspector) ensureQueue(ctx context.Context, queue string) error {
-	kind := amqp.Table{"x-queue-type": "quorum"}
-	if i.broker.options.Classic {
-		kind = amqp.Table{"x-queue-type": "classic"}
-	}
-	dead := amqp.Table{"x-max-length": int64(maxDead)}
-	live := amqp.Table{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": deadQueue}
-	for k, v := range kind {
-		dead[k], live[k] = v, v
-	}
+	dead := amqp.Table{"x-queue-type": i.kind(), "x-max-length": int64(maxDead)}
+	live := amqp.Table{"x-queue-type": i.kind(), "x-dead-letter-exchange": "", "x-dead-letter-routing-key": deadQueue}
 	if !i.broker.options.Classic && i.major() >= 4 {
 		live["x-delivery-limit"] = int64(-1) // from 4.0 on the default is 20; a parked ticket has done nothing wrong
 	}
@@ -115,11 +109,19 @@ func (i *inspector) ensureQueue(ctx context.Context, queue string) error {
 	if err != nil || !made {
 		return err
 	}
-	lost, err := i.broker.store.Forget(ctx, queue, 0, 0)
+	lost, err := i.broker.store.Forget(ctx, queue, 0, time.Second) // not those that are about to be published
 	if lost > 0 {
 		i.broker.log.Warn("the broker has lost a queue: its tasks get new tickets", "broker", i.broker, "queue", queue, "tickets", lost)
 	}
 	return err
+}
+
+// kind is the type of the queues that are made.
+func (i *inspector) kind() string {
+	if i.broker.options.Classic {
+		return "classic"
+	}
+	return "quorum"
 }
 
 // major is the broker's version, 0 if it does not say.
@@ -156,7 +158,7 @@ func (b *Broker) checkEpoch(ctx context.Context) error {
 		return err
 	}
 	// Made before it is noted: whoever reads it finds it.
-	if _, err := b.diagnose.ensure(ctx, epochPrefix+next.String(), amqp.Table{"x-queue-type": "classic"}); err != nil {
+	if _, err := b.diagnose.ensure(ctx, epochPrefix+next.String(), amqp.Table{"x-queue-type": b.diagnose.kind()}); err != nil {
 		return err
 	}
 	now, err := b.store.BeginEpoch(ctx, d.Epoch, next)
