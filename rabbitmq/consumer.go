@@ -23,9 +23,16 @@ const (
 	carefulMost = 30 * time.Second // it is twice as long each time it turns out to be needed again
 )
 
-// prefetchFor is how many tickets may be on their way to so many slots: twice as many tasks, if tickets are full.
-func prefetchFor(slots int) int {
-	return min((2*slots+opscore.MaxTicket-1)/opscore.MaxTicket, maxPrefetch)
+// prefetch is how many tickets may be on their way to the worker: enough for twice its slots, or, while it is careful, for its free ones. They are
+// counted in tickets, and what those name depends on how fast tasks are taken: too few of them would keep that slow.
+func (s *Source) prefetch() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tasks := 2 * s.slots
+	if time.Now().Before(s.parking.until) {
+		tasks = s.want.Max
+	}
+	return min(max(int(float64(tasks)/s.size), 1), maxPrefetch)
 }
 
 // parking is how careful a source is not to hold what it cannot claim.
@@ -45,6 +52,7 @@ type consumer struct {
 	switching sync.Mutex
 	tags      []string // of what consumes now
 	prefetch  int
+	begun     time.Time
 }
 
 // serve consumes on a connection until it is lost, a queue is gone, or ctx ends.
@@ -131,15 +139,16 @@ func (c *consumer) watch(ctx context.Context, gone <-chan *amqp.Error, cancels <
 // adjust consumes if there are free slots, with room for as many tickets as there are slots to claim for.
 func (c *consumer) adjust(ctx context.Context) error {
 	c.source.mu.Lock()
-	asking, most, careful := c.source.asking, c.source.want.Max, time.Now().Before(c.source.parking.until)
+	asking := c.source.asking
 	c.source.mu.Unlock()
-	c.switching.Lock()
-	small := len(c.tags) > 0 && c.prefetch < prefetchFor(most)/2
-	c.switching.Unlock()
 	if !asking {
 		return nil
 	}
-	if small && !careful {
+	need := c.source.prefetch()
+	c.switching.Lock()
+	small := len(c.tags) > 0 && c.prefetch < (need+1)/2 && time.Since(c.begun) > carefulFor/4
+	c.switching.Unlock()
+	if small {
 		if err := c.end(ctx); err != nil {
 			return err
 		}
@@ -154,11 +163,9 @@ func (c *consumer) begin(ctx context.Context) error {
 	if len(c.tags) > 0 {
 		return nil
 	}
-	c.source.mu.Lock()
-	prefetch := prefetchFor(c.source.want.Max)
-	c.source.mu.Unlock()
+	prefetch := c.source.prefetch()
 	tags, err := await(ctx, func() { go hangUp(c.conn) }, func() ([]string, error) { return c.consume(prefetch) })
-	c.tags, c.prefetch = tags, prefetch
+	c.tags, c.prefetch, c.begun = tags, prefetch, time.Now()
 	return err
 }
 
@@ -235,6 +242,9 @@ func (s *Source) arrived(f *feed, queue string, d *amqp.Delivery) {
 		err = fmt.Errorf("it is a ticket of queue %s", t.Queue)
 	}
 	if err == nil {
+		s.mu.Lock()
+		s.size += (float64(len(t.Tasks)) - s.size) / 20
+		s.mu.Unlock()
 		s.inbox.put(&delivery{Ticket: t, feed: f, tag: d.DeliveryTag, came: time.Now(), open: len(t.Tasks)})
 		return
 	}

@@ -24,6 +24,8 @@ type Source struct {
 
 	mu       sync.Mutex
 	want     opscore.Claim // the latest
+	slots    int           // the most that were free
+	size     float64       // tasks of a ticket, on average
 	asking   bool          // Next is under way
 	asked    time.Time     // when Next returned last
 	free     time.Time     // since when there are free slots
@@ -84,7 +86,7 @@ const (
 
 // Source returns the source of one worker.
 func (b *Broker) Source() *Source {
-	s := &Source{broker: b, store: b.store, inbox: newInbox(), heard: map[lane]time.Time{}, pulls: pulls{hits: map[lane]time.Time{}}, resume: make(chan struct{}, 1)}
+	s := &Source{broker: b, store: b.store, inbox: newInbox(), size: 1, heard: map[lane]time.Time{}, pulls: pulls{hits: map[lane]time.Time{}}, resume: make(chan struct{}, 1)}
 	s.misses = batch.New(opscore.DefaultSlots, s.classify)
 	return s
 }
@@ -169,7 +171,7 @@ func (s *Source) enter(want opscore.Claim) {
 	if now := time.Now(); now.Sub(s.asked) > parkAfter/2 {
 		s.free = now // it had none for a while
 	}
-	s.asking, s.want = true, want
+	s.asking, s.want, s.slots = true, want, max(s.slots, want.Max)
 	select {
 	case s.resume <- struct{}{}:
 	default:
