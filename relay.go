@@ -277,8 +277,13 @@ func (l *line) measure(out, issued int) {
 	if took := now.Sub(l.stepped).Seconds(); l.stepped.IsZero() {
 		// Nothing is known yet.
 	} else if took < 1 && took > 0 {
-		// Weighed by the time that it was observed for. That free slots are filled at first does not count for more than the window that they have.
-		weight := took / (took + 0.3)
+		// Weighed by the time that it was observed for, so that free slots that are filled at first do not count for more than the window that they
+		// have. When hardly anything is out any more the window was too small: that is learnt faster.
+		memory := 0.3
+		if 4*out < l.out {
+			memory = 0.05
+		}
+		weight := took / (took + memory)
 		l.rate += weight * (float64(max(l.out-out, 0))/took - l.rate)
 	} else if took >= 1 {
 		l.rate = float64(max(l.out-out, 0)) / took
