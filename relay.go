@@ -312,8 +312,7 @@ func (l *line) forget(ctx context.Context, oldest time.Duration) {
 	case err != nil:
 		l.log.Debug("cannot look for lost tickets", "queue", l.queue, "error", err)
 	case forgotten > 0:
-		l.stepped = time.Now().Add(-time.Second) // what has gone now was not taken
-		l.out = 0
+		l.stepped = time.Time{} // what has gone now was not taken: the rate stays as it is
 		l.log.Warn("tickets got lost: their tasks get new ones", "queue", l.queue, "tickets", forgotten, "waiting", waiting)
 	}
 }

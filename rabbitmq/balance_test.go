@@ -9,7 +9,6 @@ import (
 
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/internal/nodes"
-	"github.com/opscore/opscore/postgres"
 	"github.com/opscore/opscore/rabbitmq"
 )
 
@@ -177,9 +176,6 @@ func TestANewQueueLosesNothing(t *testing.T) {
 func TestStoppingDoesNotWaitForAFrozenBroker(t *testing.T) {
 	n, at := node(t)
 	r := newRig(t, at)
-	s, err := postgres.Open(t.Context(), r.url, postgres.Options{})
-	check(t, err)
-	defer s.Close()
 	b, err := rabbitmq.Open(t.Context(), at, r.store, rabbitmq.Options{Log: r.log})
 	check(t, err)
 	_, stop := r.work(b, opscore.Worker{})

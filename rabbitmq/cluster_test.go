@@ -24,11 +24,7 @@ func TestANodeOfAClusterIsKilledUnderLoad(t *testing.T) {
 	r.submit(1, 0)
 	r.await()
 	settle()
-	loaded := make(chan struct{})
-	go func() {
-		defer close(loaded)
-		r.load(10_000, 5, 3*time.Millisecond) // for 20 s
-	}()
+	loaded := r.loading(10_000, 5, 3*time.Millisecond) // for 20 s
 	r.until("tasks run by ticket", func() bool { return source.Stats().Claimed > 1000 })
 	leader := cluster.Nodes[0]
 	for _, n := range cluster.Nodes {

@@ -19,8 +19,8 @@ const (
 	maxPrefetch = 100
 	parkAfter   = 200 * time.Millisecond
 	carefulFor  = 2 * time.Second  // after a park, tickets are asked for only while there are free slots
-	unusableFor = 30 * time.Second // a queue that cannot be consumed is tried again
 	carefulMost = 30 * time.Second // it is twice as long each time it turns out to be needed again
+	unusableFor = 30 * time.Second // then a queue that cannot be consumed is tried again
 )
 
 // prefetch is how many tickets may be on their way to the worker: enough for twice its slots, or, while it is careful, for its free ones. They are

@@ -91,11 +91,7 @@ func TestTasksCompleteOnceEachWhateverHappensToTheBroker(t *testing.T) {
 			r.submit(1, 0)
 			r.await()
 			settle()
-			loaded := make(chan struct{})
-			go func() {
-				defer close(loaded)
-				r.load(10_000, 15, 5*time.Millisecond)
-			}()
+			loaded := r.loading(10_000, 15, 5*time.Millisecond)
 			r.until("tasks run by ticket", func() bool { return source.Stats().Claimed > 1000 })
 			before := source.Stats()
 			r.delays()
@@ -157,11 +153,7 @@ func TestConnectionsThatAreClosedAllTheTimeCostNothing(t *testing.T) {
 	b := r.broker(rabbitmq.Options{})
 	source, _ := r.work(b, opscore.Worker{Slots: 50})
 	r.keep(b)
-	loaded := make(chan struct{})
-	go func() {
-		defer close(loaded)
-		r.load(15_000, 5, 3*time.Millisecond) // for 30 s
-	}()
+	loaded := r.loading(15_000, 5, 3*time.Millisecond) // for 30 s
 	closed := 0
 	for tick := time.NewTicker(time.Second); ; {
 		select {

@@ -75,11 +75,7 @@ func TestTasksOfKilledWorkersCompleteOnceEach(t *testing.T) {
 	b := r.broker(rabbitmq.Options{})
 	r.work(b, opscore.Worker{Slots: 10})
 	r.keep(b)
-	loaded := make(chan struct{})
-	go func() {
-		defer close(loaded)
-		r.load(5000, 10, 5*time.Millisecond)
-	}()
+	loaded := r.loading(5000, 10, 5*time.Millisecond)
 	for range 4 {
 		cmd, id := r.spawn()
 		r.until("it works", func() bool {

@@ -377,11 +377,7 @@ func TestAQueueWhoseTicketsAreLostIsServedBesideABusyOne(t *testing.T) {
 	publisher := &losing{Publisher: b.Publisher(), queue: "quiet"}
 	r.until("the publisher is ready", publisher.Ready)
 	r.background((&opscore.Keeper{Store: r.store, Publisher: publisher, Log: r.log}).Run)
-	loaded := make(chan struct{})
-	go func() {
-		defer close(loaded)
-		r.load(6000, 5, time.Millisecond) // for 12 s
-	}()
+	loaded := r.loading(6000, 5, time.Millisecond) // for 12 s
 	r.until("the other queue is busy", func() bool { return source.Stats().Claimed > 100 })
 	for range 10 {
 		r.submit(1, 0, opscore.Queue("quiet"))

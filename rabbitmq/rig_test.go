@@ -163,6 +163,17 @@ func (r *rig) load(n, each int, takes time.Duration) {
 	}
 }
 
+// loading is load beside the test; the channel is closed when it has submitted all.
+func (r *rig) loading(n, each int, takes time.Duration) <-chan struct{} {
+	r.Helper()
+	loaded := make(chan struct{})
+	go func() {
+		defer close(loaded)
+		r.load(n, each, takes)
+	}()
+	return loaded
+}
+
 // await waits until all that was submitted is completed, and checks that each was once.
 func (r *rig) await() {
 	r.Helper()
