@@ -82,8 +82,8 @@ func (c *config) databasePath() (path string, isDefault bool, err error) {
 
 // redactDatabase leaves of a URL or connection string only what cannot be secret.
 func redactDatabase(s string) string {
-	if strings.HasPrefix(s, "sqlite:") {
-		return s
+	if strings.HasPrefix(s, "sqlite:") || strings.HasPrefix(s, "/") {
+		return s // a path, whatever its directories are called
 	}
 	if m := urlScheme.FindStringSubmatch(s); m != nil {
 		return m[0] + "…"

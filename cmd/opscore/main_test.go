@@ -54,6 +54,7 @@ func scripts(tier string, setup func(*testscript.Env) error) testscript.Params {
 			"waitfile":   waitFile,
 			"signal":     signalWorker,
 			"setid":      setID,
+			"setfield":   setField,
 			"eventually": eventually,
 			"writefile":  writeFile,
 			"status":     exitsWith,
@@ -104,6 +105,17 @@ func setID(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("no id in %s", args[1])
 	}
 	ts.Setenv(args[0], id)
+}
+
+// setField sets a variable to a string of a JSON object in a file: setfield NAME FILE KEY.
+func setField(ts *testscript.TestScript, _ bool, args []string) {
+	var object map[string]any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[1])), &object))
+	text, ok := object[args[2]].(string)
+	if !ok {
+		ts.Fatalf("%s has no string %s", args[1], args[2])
+	}
+	ts.Setenv(args[0], text)
 }
 
 // eventually runs a command again and again until it succeeds and its output matches: eventually PATTERN COMMAND ARG…

@@ -14,8 +14,8 @@ import (
 )
 
 // interruptible returns a context that the first signal to stop ends, with an interruptedError as its cause, and a
-// channel that the second one closes.
-func interruptible(ctx context.Context) (stopping context.Context, again <-chan struct{}, release func()) {
+// channel that the second one closes. That orphaned is closed counts as a signal; nil never is.
+func interruptible(ctx context.Context, orphaned <-chan struct{}) (stopping context.Context, again <-chan struct{}, release func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 2)
 	stop := []os.Signal{os.Interrupt, syscall.SIGTERM}
@@ -32,6 +32,8 @@ func interruptible(ctx context.Context) (stopping context.Context, again <-chan 
 		select {
 		case s := <-signals:
 			cancel(interruptedError{"interrupted (" + signalName(s) + ")"})
+		case <-orphaned:
+			cancel(interruptedError{"the process that started this one is gone"})
 		case <-released:
 			return
 		}
@@ -47,6 +49,26 @@ func interruptible(ctx context.Context) (stopping context.Context, again <-chan 
 		close(released)
 		cancel(nil)
 	}
+}
+
+// watchParent returns a channel that is closed once the process that started this one is gone. Whoever adopts an orphan has
+// another id. It looks again and again: only some systems tell, and Linux means the thread that started us, not the process.
+func watchParent(ctx context.Context) (gone <-chan struct{}) {
+	const period = 200 * time.Millisecond
+	parent, closed := os.Getppid(), make(chan struct{})
+	go func() {
+		tick := time.NewTicker(period)
+		defer tick.Stop()
+		for os.Getppid() == parent {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+		close(closed)
+	}()
+	return closed
 }
 
 func signalName(s os.Signal) string {

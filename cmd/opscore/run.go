@@ -47,7 +47,7 @@ opscore.yaml. Ctrl-C hands the task back: it stays pending, for the next worker.
 
 // runTask checks everything that can be wrong before the task is stored, stores it, and works on it.
 func (a *app) runTask(cmd *cobra.Command, actor string, args json.RawMessage, options []opscore.Option) (err error) {
-	ctx, again, release := interruptible(cmd.Context())
+	ctx, again, release := interruptible(cmd.Context(), nil)
 	defer release()
 	conf, err := a.loadConfig(cmd)
 	if err != nil {

@@ -221,7 +221,7 @@ Ctrl-C ends only the wait.`,
 // submit stores the task and prints its id or, after waiting, its result.
 func (s *session) submit(ctx context.Context, r opscore.Request, wait bool) error {
 	if wait {
-		interrupted, _, release := interruptible(ctx)
+		interrupted, _, release := interruptible(ctx, nil)
 		defer release()
 		ctx = interrupted
 	}

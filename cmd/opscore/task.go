@@ -306,7 +306,7 @@ func (a *app) taskWaitCommand() *cobra.Command {
 end only the wait; the task goes on.`,
 		Example: `  opscore task wait --timeout 1m 01890a5d-ac96-774b-bcce-b302099a8057`,
 	}, func(ctx context.Context, s *session, id opscore.ID) error {
-		ctx, _, release := interruptible(ctx)
+		ctx, _, release := interruptible(ctx, nil)
 		defer release()
 		if timeout > 0 {
 			limited, cancel := context.WithTimeoutCause(ctx, timeout, errWaited)

@@ -3,18 +3,16 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/opscore/opscore"
 )
@@ -28,10 +26,25 @@ tasks in the database themselves. A RabbitMQ that refuses the user, the virtual 
 
 SIGTERM or Ctrl-C makes it stop taking tasks, let the running ones finish (--drain), interrupt what is left (--grace)
 and exit; a second signal skips the wait. What did not finish goes back to the queue and costs no attempt.
-Exit status 70 means that something ignored its interruption.`
+Exit status 70 means that something ignored its interruption.
+
+The ready file has what "worker list --json" says of the worker, and the database as --database takes it, so that others can find it: the
+absolute path of a file; of a postgres:// URL neither the password nor the parameters. The schema is there if it is not the default one.`
+
+// workOptions are the flags of worker and dev that are no settings.
+type workOptions struct {
+	readyFile     string
+	ephemeral     bool
+	dieWithParent bool
+}
+
+func (o *workOptions) addReadyFile(flags *pflag.FlagSet) {
+	flags.StringVar(&o.readyFile, "ready-file", "",
+		"write `FILE`, a JSON object about the worker and its database, when it is ready; removed at its end")
+}
 
 func (a *app) workerCommand() *cobra.Command {
-	var readyFile string
+	var o workOptions
 	c := &cobra.Command{
 		Use:   "worker",
 		Short: "Run the tasks of the actors in opscore.yaml",
@@ -45,75 +58,110 @@ func (a *app) workerCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.work(cmd, readyFile, func(*config, opscore.Handlers) {})
+			return a.work(cmd, o, func(*config, opscore.Handlers) {})
 		},
 	}
 	addSettingFlags(c.Flags(), "broker", "broker_queue_type", "queues", "slots", "drain", "grace")
-	c.Flags().StringVar(&readyFile, "ready-file", "", "write `FILE`, a JSON object about the worker, when it is ready; removed at its end")
+	o.addReadyFile(c.Flags())
 	c.AddCommand(a.workerListCommand())
 	return c
 }
 
+const devLong = `Dev is a worker for trying things out: it knows the demo actors echo, sleep and flaky besides those of
+opscore.yaml, and listens to all their queues. Submit tasks to it from another terminal; Ctrl-C stops it.
+
+With --ephemeral it is a fixture for tests in any language. It keeps its tasks in a new SQLite file, in a directory of its own
+below $TMPDIR or /tmp, and removes that directory when it stops; only a kill -9 or a crash leaves it behind. The database of
+OPSCORE_DATABASE_URL and of opscore.yaml is not touched. Start it, wait for the ready file, and give the "database" in that file
+to what you test, as --database or OPSCORE_DATABASE_URL.
+
+A test runner that is killed stops nothing. With --die-with-parent the worker looks for itself: when the process that started it
+is gone, it stops as on SIGTERM. That is not the default, because a worker that was started by nohup, or by a script that ends,
+is meant to go on. The parent must be the process whose end counts: start opscore itself, not a wrapper around it.`
+
 func (a *app) devCommand() *cobra.Command {
-	var readyFile string
+	var o workOptions
 	c := &cobra.Command{
 		Use:   "dev",
 		Short: "Run a worker with demo actors, to try things out",
-		Long: `Dev is a worker for trying things out: it knows the demo actors echo, sleep and flaky besides those of
-opscore.yaml, and listens to all their queues. Submit tasks to it from another terminal; Ctrl-C stops it.`,
+		Long:  devLong,
 		Example: `  opscore dev
-  opscore submit --wait sleep '{"seconds":3}'     (in another terminal)`,
+  opscore submit --wait sleep '{"seconds":3}'     (in another terminal)
+  opscore dev --ephemeral --die-with-parent --ready-file ready.json`,
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.work(cmd, readyFile, func(conf *config, h opscore.Handlers) {
+			return a.work(cmd, o, func(conf *config, h opscore.Handlers) {
 				registerDemos(h, nil)
 				conf.queues = slices.Compact(slices.Sorted(slices.Values(append(conf.queues, h.Queues()...))))
 			})
 		},
 	}
 	addSettingFlags(c.Flags(), "broker", "broker_queue_type", "queues", "slots", "drain", "grace")
-	c.Flags().StringVar(&readyFile, "ready-file", "", "write `FILE`, a JSON object about the worker, when it is ready; removed at its end")
+	o.addReadyFile(c.Flags())
+	c.Flags().BoolVar(&o.ephemeral, "ephemeral", false, "keep the tasks in a new SQLite file that is removed at the end")
+	c.Flags().BoolVar(&o.dieWithParent, "die-with-parent", false, "stop when the process that started this one is gone")
 	return c
 }
 
 // work runs a worker and a keeper until a signal stops them.
-func (a *app) work(cmd *cobra.Command, readyFile string, extend func(*config, opscore.Handlers)) (err error) {
-	ctx, hurry, release := interruptible(cmd.Context())
+func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opscore.Handlers)) (err error) {
+	var orphaned <-chan struct{}
+	if o.dieWithParent {
+		orphaned = watchParent(cmd.Context())
+	}
+	ctx, hurry, release := interruptible(cmd.Context(), orphaned)
 	defer release()
 	conf, err := a.loadConfig(cmd)
 	if err != nil {
 		return err
 	}
-	handlers := opscore.Handlers{}
-	for _, actor := range conf.actors {
-		if err := actor.register(handlers, nil); err != nil {
-			return err
-		}
-	}
-	extend(conf, handlers)
-	if len(handlers) == 0 {
-		return usagef("no actor to work for: declare one in opscore.yaml, such as `actors: {hello: {command: [echo, hello]}}`; " +
-			"opscore dev has demo actors; Go programs run their own opscore.Worker")
+	handlers, err := conf.handlers(extend)
+	if err != nil {
+		return err
 	}
 	sealFiles()
+	out := newLineWriter(a.stderr)
+	defer out.close()
+	log := newLogger(out, conf.logFormat)
+	if o.ephemeral {
+		remove, made := a.makeEphemeral(cmd, conf, log)
+		if made != nil {
+			return made
+		}
+		defer func() { err = errors.Join(err, remove()) }()
+	}
 	s, err := a.open(cmd, conf, created)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }()
 	s.sayDatabase()
-	out := newLineWriter(a.stderr)
-	defer out.close()
-	ready := &readyFileWriter{path: readyFile}
+	ready := &readyFileWriter{path: o.readyFile, database: s.place.String(), schema: conf.schema}
 	if err := ready.remove(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, ready.remove()) }()
-	err = s.employ(ctx, hurry, handlers, newLogger(out, conf.logFormat), ready)
+	err = s.employ(ctx, hurry, handlers, log, ready)
 	if ctx.Err() != nil && errors.As(err, new(interruptedError)) {
 		return nil // stopped before it was ready
 	}
 	return err
+}
+
+// handlers returns those of the file's actors, extended.
+func (c *config) handlers(extend func(*config, opscore.Handlers)) (opscore.Handlers, error) {
+	handlers := opscore.Handlers{}
+	for _, actor := range c.actors {
+		if err := actor.register(handlers, nil); err != nil {
+			return nil, err
+		}
+	}
+	extend(c, handlers)
+	if len(handlers) == 0 {
+		return nil, usagef("no actor to work for: declare one in opscore.yaml, such as `actors: {hello: {command: [echo, hello]}}`; " +
+			"opscore dev has demo actors; Go programs run their own opscore.Worker")
+	}
+	return handlers, nil
 }
 
 // employ runs worker and keeper as one: the keeper ends after the worker, whose tasks it may have to look after.
@@ -160,46 +208,6 @@ func newLogger(to io.Writer, format string) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(to, nil))
 	}
 	return slog.New(slog.NewTextHandler(to, nil))
-}
-
-// readyFileWriter keeps the file that tells supervisors and scripts that the worker takes tasks.
-type readyFileWriter struct {
-	path   string // "" for none
-	failed error
-}
-
-// write appears at once and whole.
-func (r *readyFileWriter) write(info opscore.WorkerInfo) error {
-	if r.path == "" {
-		return nil
-	}
-	info.Live, info.StartedAt, info.LastBeat = true, time.Now().UTC(), time.Now().UTC()
-	doc, err := json.Marshal(info)
-	if err != nil {
-		return fmt.Errorf("encode worker: %w", err)
-	}
-	f, err := os.CreateTemp(filepath.Dir(r.path), "."+filepath.Base(r.path)+".*")
-	if err != nil {
-		return fmt.Errorf("write ready file: %w", err)
-	}
-	_, err = f.Write(append(doc, '\n'))
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), r.path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write ready file: %w", err), os.Remove(f.Name()))
-	}
-	return nil
-}
-
-func (r *readyFileWriter) remove() error {
-	if r.path == "" {
-		return nil
-	}
-	if err := os.Remove(r.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove ready file: %w", err)
-	}
-	return nil
 }
 
 func (a *app) workerListCommand() *cobra.Command {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sees to it that the server programs that the tests start are here: installs them on Debian, as root, and says elsewhere
-# what to do. Costs nothing when they are. Creates and starts no server of the system's.
+# Sees to it that the server programs that the tests start are here, and pytest: installs them on Debian, as root, and says
+# elsewhere what to do. Costs nothing when they are. Creates and starts no server of the system's.
 set -eu
 
 missing=
@@ -17,13 +17,22 @@ have() { # have PACKAGE PROGRAM...: one of the programs is enough
 have postgresql "$(command -v initdb || true)" /usr/lib/postgresql/*/bin/initdb
 have pgbouncer "$(command -v pgbouncer || true)" /usr/sbin/pgbouncer
 have rabbitmq-server "$(command -v rabbitmq-server || true)" /usr/lib/rabbitmq/bin/rabbitmq-server
+pytest=
+for python in /usr/bin/python3 python3; do # the tests try the same: the first one in PATH may be a version manager's
+	if "$python" -c 'import pytest' 2>/dev/null; then
+		pytest=$(command -v "$python")
+		break
+	fi
+done
+have python3-pytest "$pytest"
 missing=${missing# }
 if [ -z "$missing" ]; then
 	exit 0
 fi
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 	echo "missing: $missing. On Debian or Ubuntu run: sudo internal/nodes/install.sh" >&2
-	echo "Elsewhere install PostgreSQL's server, pgbouncer and RabbitMQ so that initdb, pgbouncer and rabbitmq-server are in PATH." >&2
+	echo "Elsewhere install PostgreSQL's server, pgbouncer and RabbitMQ so that initdb, pgbouncer and rabbitmq-server are in PATH," >&2
+	echo "and pytest so that python3 can import it." >&2
 	exit 1
 fi
 mkdir -p /etc/postgresql-common
