@@ -1,4 +1,4 @@
-# Needs Go, git, make and gcc; the tests need PostgreSQL's server, pgbouncer and RabbitMQ.
+# Needs Go, git, make and gcc; the tests need PostgreSQL's server, pgbouncer, RabbitMQ and pytest.
 LINT_VERSION := 2.15.0
 LINT := .bin/golangci-lint
 .DEFAULT_GOAL := help

@@ -28,7 +28,7 @@ var arrows = map[string][]string{
 	"postgres":            {".", "github.com/google/uuid", "github.com/jackc/pgx/v5", "github.com/pressly/goose/v3"},
 	"rabbitmq":            {".", "internal/batch", "github.com/google/uuid", "github.com/rabbitmq/amqp091-go"},
 	"storetest":           {".", "github.com/google/uuid", "pgregory.net/rapid"},
-	"opscoretest":         {".", "sqlite"},
+	"opscoretest":         {".", "internal/nodes", "postgres", "rabbitmq", "sqlite", "github.com/google/uuid"},
 	"examples/quickstart": {".", "sqlite"},
 	"cmd/opscore": {
 		".", "postgres", "rabbitmq", "sqlite", "github.com/google/uuid", "github.com/spf13/cobra", "github.com/spf13/pflag", "go.yaml.in/yaml/v3",

@@ -196,7 +196,7 @@ func TestAWarningIsNeverOlderThanItsSubmit(t *testing.T) {
 
 func TestRequestsOfOneSubmitShareOneTransaction(t *testing.T) {
 	opscoretest.Run(t, handlers(ok), func(t *testing.T, env *opscoretest.Env) {
-		tx, err := env.Store.DB().BeginTx(t.Context(), nil)
+		tx, err := env.Store.(*sqlite.Store).DB().BeginTx(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,8 +14,8 @@ import (
 
 // Bounds of what a run reports while it runs.
 const (
-	maxLogBytes = 256 << 10              // of log lines per attempt
-	noteEvery   = 500 * time.Millisecond // news of a run is stored this long after the first of it
+	maxLogBytes = 256 << 10 // of log lines per attempt
+	noteEvery   = 500 * time.Millisecond
 )
 
 // Run is the attempt that a handler is in. Its fields do not change; its methods and Log are safe for
@@ -75,8 +75,14 @@ func FromContext(ctx context.Context) *Run {
 	return &Run{Attempt: 1, MaxAttempts: 1, Log: slog.Default()}
 }
 
-func newRun(t Task, maxResult int, store func(Note)) *Run {
-	n := &notes{fence: Note{Task: t.ID, ClaimSeq: t.ClaimSeq, Worker: t.Worker, Progress: -1}, store: store}
+// NewContext returns a context as a worker gives it to the handler of t, for those who call a handler themselves, as tests
+// do. note gets each log line and each progress at once, before Log or Progress returns.
+func NewContext(ctx context.Context, t Task, note func(Note)) context.Context {
+	return context.WithValue(ctx, runKey{}, newRun(t, 0, 0, note))
+}
+
+func newRun(t Task, maxResult int, every time.Duration, store func(Note)) *Run {
+	n := &notes{fence: Note{Task: t.ID, ClaimSeq: t.ClaimSeq, Worker: t.Worker, Progress: -1}, every: every, store: store}
 	return &Run{
 		ID: t.ID, Actor: t.Actor, Queue: t.Queue, Attempt: t.Attempt, MaxAttempts: t.MaxAttempts,
 		ClaimSeq: t.ClaimSeq, Worker: t.Worker, Labels: t.Labels,
@@ -87,6 +93,7 @@ func newRun(t Task, maxResult int, store func(Note)) *Run {
 // notes gathers the news of one run and stores it now and then, never in the way of the handler.
 type notes struct {
 	fence Note
+	every time.Duration // news is stored this long after the first of it; 0 is at once
 	store func(Note)
 
 	mu     sync.Mutex
@@ -113,6 +120,13 @@ func (n *notes) line(l LogLine) {
 }
 
 func (n *notes) add(change func(*Note)) {
+	n.gather(change)
+	if n.every == 0 {
+		n.flush()
+	}
+}
+
+func (n *notes) gather(change func(*Note)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.ended {
@@ -121,7 +135,9 @@ func (n *notes) add(change func(*Note)) {
 	if n.news == nil {
 		fresh := n.fence
 		n.news = &fresh
-		n.timer = time.AfterFunc(noteEvery, n.flush)
+		if n.every > 0 {
+			n.timer = time.AfterFunc(n.every, n.flush)
+		}
 	}
 	change(n.news)
 }
@@ -144,7 +160,9 @@ func (n *notes) end() []LogLine {
 	if n.news == nil {
 		return nil
 	}
-	n.timer.Stop()
+	if n.timer != nil {
+		n.timer.Stop()
+	}
 	return n.news.Log
 }
 

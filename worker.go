@@ -282,7 +282,7 @@ func (c *crew) reserve(ctx context.Context, gather time.Duration) int {
 // start makes a claimed task a run.
 func (c *crew) start(ctx context.Context, t Task) {
 	base, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	r := &running{task: t, run: newRun(t, c.MaxResult, func(n Note) { c.notes.Add(n) }), cancel: cancel}
+	r := &running{task: t, run: newRun(t, c.MaxResult, noteEvery, func(n Note) { c.notes.Add(n) }), cancel: cancel}
 	c.mu.Lock()
 	c.runs[fence{t.ID, t.ClaimSeq}] = r
 	if t.Worker != c.info.ID {

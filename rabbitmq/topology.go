@@ -173,3 +173,15 @@ func (b *Broker) checkEpoch(ctx context.Context) error {
 	}
 	return err
 }
+
+// Purge removes the tickets of a queue that wait in the broker, and returns how many there were. Their tasks are not touched: workers find them without
+// tickets. A queue that does not exist has none.
+func (b *Broker) Purge(ctx context.Context, queue string) (int, error) {
+	return on(ctx, b.diagnose, func(ch *amqp.Channel) (int, error) {
+		n, err := ch.QueuePurge(queuePrefix+queue, false)
+		if missing := (*amqp.Error)(nil); errors.As(err, &missing) && missing.Code == amqp.NotFound {
+			err = nil
+		}
+		return n, err
+	})
+}

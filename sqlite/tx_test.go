@@ -190,7 +190,7 @@ func TestAnEffectAndItsTasksCompletionHappenTogether(t *testing.T) {
 		return out, err
 	})
 	opscoretest.Run(t, h, func(t *testing.T, env *opscoretest.Env) {
-		db = env.Store.DB()
+		db = env.Store.(*sqlite.Store).DB()
 		exec(t, db, "CREATE TABLE charges (number INTEGER)")
 		sub, err := charge.Submit(t.Context(), env.Client, order{7})
 		if err != nil {

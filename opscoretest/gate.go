@@ -1,0 +1,176 @@
+package opscoretest
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opscore/opscore"
+)
+
+// gate stands between a worker and its store, and makes the worker's calls go wrong on demand.
+type gate struct {
+	opscore.Store
+	calls *atomic.Int64 // so far, of all of a test's workers: while they grow, something works
+
+	mu      sync.Mutex
+	worker  opscore.ID // as which it is registered
+	dead    bool       // no call is answered any more
+	paused  time.Time  // until then calls wait
+	down    time.Time  // until then they fail
+	failing int        // so many of the next fail
+	changed chan struct{}
+}
+
+func newGate(s opscore.Store, calls *atomic.Int64) *gate {
+	return &gate{Store: s, calls: calls, changed: make(chan struct{})}
+}
+
+var (
+	errCrashed = &opscore.Error{Code: opscore.CodeUnavailable, Message: "the test crashed this worker"}
+	errDown    = &opscore.Error{Code: opscore.CodeUnavailable, Message: "the test cut the worker off from its store"}
+	errFailing = &opscore.Error{Code: opscore.CodeUnavailable, Message: "the test made this call fail"}
+	errNoReply = &opscore.Error{Code: opscore.CodeUnavailable, Message: "the test lost the answer to this call"}
+)
+
+// change changes what happens to calls, also to those that wait.
+func (g *gate) change(how func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	how()
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+func (g *gate) kill()                 { g.change(func() { g.dead = true }) }
+func (g *gate) pause(d time.Duration) { g.change(func() { g.paused = time.Now().Add(d) }) }
+func (g *gate) drop(d time.Duration)  { g.change(func() { g.down = time.Now().Add(d) }) }
+func (g *gate) fail(n int)            { g.change(func() { g.failing += n }) }
+func (g *gate) heal()                 { g.change(func() { g.paused, g.down, g.failing = time.Time{}, time.Time{}, 0 }) }
+
+// faulty reports whether something is wrong, or will be with the next call.
+func (g *gate) faulty() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	return g.dead || g.failing > 0 || g.paused.After(now) || g.down.After(now)
+}
+
+func (g *gate) killed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.dead
+}
+
+func (g *gate) registered() opscore.ID {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.worker
+}
+
+// enter waits while the worker is paused, and says what becomes of its call. Of calls that fail every second one is done
+// all the same: only its answer is lost.
+func (g *gate) enter(ctx context.Context) (before, after error) {
+	for {
+		g.mu.Lock()
+		rest, changed := time.Until(g.paused), g.changed
+		if rest <= 0 || g.dead {
+			before, after = g.fate()
+			g.mu.Unlock()
+			return before, after
+		}
+		g.mu.Unlock()
+		over := time.NewTimer(rest)
+		select {
+		case <-ctx.Done():
+			over.Stop()
+			return context.Cause(ctx), nil
+		case <-changed:
+		case <-over.C:
+		}
+		over.Stop()
+	}
+}
+
+func (g *gate) fate() (before, after error) {
+	switch {
+	case g.dead:
+		return errCrashed, nil
+	case time.Until(g.down) > 0:
+		return errDown, nil
+	case g.failing == 0:
+		return nil, nil
+	}
+	g.failing--
+	if g.failing%2 == 0 {
+		return errFailing, nil
+	}
+	return nil, errNoReply
+}
+
+func pass[T any](ctx context.Context, g *gate, call func() (T, error)) (T, error) {
+	g.calls.Add(1)
+	var none T
+	before, after := g.enter(ctx)
+	if before != nil {
+		return none, before
+	}
+	v, err := call()
+	if err == nil && after != nil {
+		return none, after
+	}
+	return v, err
+}
+
+func passErr(ctx context.Context, g *gate, call func() error) error {
+	_, err := pass(ctx, g, func() (struct{}, error) { return struct{}{}, call() })
+	return err
+}
+
+// Wake passes on the store's wake-ups, if it has any.
+func (g *gate) Wake() <-chan struct{} {
+	if w, ok := g.Store.(opscore.Waker); ok {
+		return w.Wake()
+	}
+	return nil
+}
+
+// Claim implements [opscore.Runs].
+func (g *gate) Claim(ctx context.Context, want opscore.Claim) (opscore.Claimed, error) {
+	return pass(ctx, g, func() (opscore.Claimed, error) { return g.Store.Claim(ctx, want) })
+}
+
+// Finish implements [opscore.Runs]. A dead worker is told that its outcomes are recorded: it ends sooner.
+func (g *gate) Finish(ctx context.Context, outcomes []opscore.Outcome) ([]opscore.Recorded, error) {
+	if g.killed() {
+		return make([]opscore.Recorded, len(outcomes)), nil
+	}
+	return pass(ctx, g, func() ([]opscore.Recorded, error) { return g.Store.Finish(ctx, outcomes) })
+}
+
+// Note implements [opscore.Runs].
+func (g *gate) Note(ctx context.Context, notes []opscore.Note) error {
+	return passErr(ctx, g, func() error { return g.Store.Note(ctx, notes) })
+}
+
+// Register implements [opscore.Registry].
+func (g *gate) Register(ctx context.Context, w opscore.WorkerInfo) error {
+	return passErr(ctx, g, func() error {
+		err := g.Store.Register(ctx, w)
+		if err == nil {
+			g.change(func() { g.worker = w.ID })
+		}
+		return err
+	})
+}
+
+// Heartbeat implements [opscore.Registry].
+func (g *gate) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState) ([]opscore.Owned, error) {
+	return pass(ctx, g, func() ([]opscore.Owned, error) { return g.Store.Heartbeat(ctx, worker, state) })
+}
+
+// Leave implements [opscore.Registry].
+func (g *gate) Leave(ctx context.Context, worker opscore.ID, cause string) error {
+	return passErr(ctx, g, func() error { return g.Store.Leave(ctx, worker, cause) })
+}

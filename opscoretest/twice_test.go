@@ -1,0 +1,122 @@
+package opscoretest
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opscore/opscore"
+)
+
+type purchase struct {
+	Number int `json:"number"`
+}
+
+var mail = opscore.Actor[purchase, string]{Name: "mail"}
+
+// bank is a stand-in that charges a number once, if it is careful.
+type bank struct {
+	trial   *Trial
+	careful bool
+
+	mu      sync.Mutex
+	charged map[int]bool
+}
+
+func (b *bank) charge(number int) {
+	b.mu.Lock()
+	done := b.charged[number]
+	b.charged[number] = true
+	b.mu.Unlock()
+	if !done || !b.careful {
+		b.trial.Effect("charged %d", number)
+	}
+}
+
+// forgetful does everything again.
+func forgetful(tr *Trial) func(context.Context, purchase) (string, error) {
+	b := &bank{trial: tr, charged: map[int]bool{}}
+	return func(ctx context.Context, o purchase) (string, error) {
+		b.charge(o.Number)
+		if _, err := mail.Submit(ctx, tr.Client, o); err != nil {
+			return "", err
+		}
+		opscore.FromContext(ctx).Progress(1, "done")
+		return "ordered", nil
+	}
+}
+
+// mindful does the same and can be repeated.
+func mindful(tr *Trial) func(context.Context, purchase) (string, error) {
+	b := &bank{trial: tr, careful: true, charged: map[int]bool{}}
+	return func(ctx context.Context, o purchase) (string, error) {
+		b.charge(o.Number)
+		if _, err := mail.Submit(ctx, tr.Client, o, opscore.Unique("order-"+strconv.Itoa(o.Number))); err != nil {
+			return "", err
+		}
+		opscore.FromContext(ctx).Progress(1, "done")
+		return "ordered", nil
+	}
+}
+
+// hasty notes that it has charged before it does.
+func hasty(tr *Trial) func(context.Context, purchase) (string, error) {
+	paid := map[int]bool{}
+	return func(ctx context.Context, o purchase) (string, error) {
+		if paid[o.Number] {
+			return "", nil
+		}
+		paid[o.Number] = true
+		opscore.FromContext(ctx).Log.Info("paid")
+		tr.Effect("charged %d", o.Number)
+		return "", nil
+	}
+}
+
+func TestAHandlerThatCanBeRepeatedPasses(t *testing.T) {
+	Twice(t, mindful, purchase{Number: 7})
+}
+
+func TestEveryPlaceToCrashAtIsTried(t *testing.T) {
+	var mu sync.Mutex
+	runs := 0
+	Twice(t, func(tr *Trial) func(context.Context, purchase) (string, error) {
+		h := mindful(tr)
+		return func(ctx context.Context, o purchase) (string, error) {
+			mu.Lock()
+			runs++
+			mu.Unlock()
+			return h(ctx, o)
+		}
+	}, purchase{Number: 7})
+	// Once without a crash; twice for each of: after the charge, before and after the submit, at the progress, after the end.
+	if runs != 1+2*5 {
+		t.Errorf("the handler ran %d times, want 11", runs)
+	}
+}
+
+func TestHandlerCallsAsAWorkerWould(t *testing.T) {
+	a := opscore.Actor[greeting, greeting]{Name: "greet", MaxAttempts: 3, Timeout: time.Minute, Labels: map[string]string{"shop": "7"}}
+	out, err := Handler(t, a, func(ctx context.Context, g greeting) (greeting, error) {
+		run := opscore.FromContext(ctx)
+		if run.ID == (opscore.ID{}) || run.Actor != "greet" || run.Queue != "default" || run.Attempt != 1 || run.MaxAttempts != 3 || run.Labels["shop"] != "7" {
+			t.Errorf("run %+v", run)
+		}
+		if end, ok := ctx.Deadline(); !ok || time.Until(end) > time.Minute {
+			t.Errorf("deadline %s, %v", end, ok)
+		}
+		run.Log.Info("at work", "on", g.Name)
+		run.Progress(0.5, "half")
+		return greeting{"hello " + g.Name}, nil
+	}, greeting{"ann"})
+	if err != nil || out.Name != "hello ann" {
+		t.Errorf("%v, %v", out, err)
+	}
+	broken := errors.New("broken")
+	if _, err := Handler(t, a, func(context.Context, greeting) (greeting, error) { return greeting{}, opscore.Abort(broken) }, greeting{}); !errors.Is(err, broken) {
+		t.Errorf("the handler's error became %v", err)
+	}
+}
