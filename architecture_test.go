@@ -21,15 +21,17 @@ const module = "github.com/opscore/opscore"
 // arrows says what each of our packages may import besides the standard library: the architecture in one table.
 // Ours are named by their directory; others by a path that stands for all below it.
 var arrows = map[string][]string{
-	".":                   {"internal/batch", "github.com/google/uuid"},
-	"internal/batch":      {},
-	"internal/nodes":      {"github.com/jackc/pgx/v5"},
-	"sqlite":              {".", "internal/batch", "modernc.org/sqlite", "github.com/pressly/goose/v3"},
-	"postgres":            {".", "github.com/google/uuid", "github.com/jackc/pgx/v5", "github.com/pressly/goose/v3"},
-	"rabbitmq":            {".", "internal/batch", "github.com/google/uuid", "github.com/rabbitmq/amqp091-go"},
-	"storetest":           {".", "github.com/google/uuid", "pgregory.net/rapid"},
-	"opscoretest":         {".", "internal/nodes", "postgres", "rabbitmq", "sqlite", "github.com/google/uuid"},
-	"examples/quickstart": {".", "sqlite"},
+	".":                       {"internal/batch", "github.com/google/uuid"},
+	"internal/batch":          {},
+	"internal/nodes":          {"github.com/jackc/pgx/v5"},
+	"sqlite":                  {".", "internal/batch", "modernc.org/sqlite", "github.com/pressly/goose/v3"},
+	"postgres":                {".", "github.com/google/uuid", "github.com/jackc/pgx/v5", "github.com/pressly/goose/v3"},
+	"rabbitmq":                {".", "internal/batch", "github.com/google/uuid", "github.com/rabbitmq/amqp091-go"},
+	"storetest":               {".", "github.com/google/uuid", "pgregory.net/rapid"},
+	"opscoretest":             {".", "internal/nodes", "postgres", "rabbitmq", "sqlite", "github.com/google/uuid"},
+	"examples/quickstart":     {".", "sqlite"},
+	"examples/shop":           {".", "sqlite"},
+	"examples/shop/thumbnail": {},
 	"cmd/opscore": {
 		".", "postgres", "rabbitmq", "sqlite", "github.com/google/uuid", "github.com/spf13/cobra", "github.com/spf13/pflag", "go.yaml.in/yaml/v3",
 		"github.com/agnivade/levenshtein", "golang.org/x/term", "golang.org/x/sys/unix",

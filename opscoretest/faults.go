@@ -106,7 +106,7 @@ func (e *Env) DropBroker(d time.Duration) {
 }
 
 // LoseTickets loses all tickets that wait in the broker now, and all that are published from now on: as far as the broker can tell,
-// they were delivered. Workers find the tasks by themselves, a second later.
+// they were delivered. Workers find the tasks by themselves, after [opscore.TicketFor] (5 s) and up to a second more.
 func (e *Env) LoseTickets() {
 	e.t.Helper()
 	e.needBroker("LoseTickets")

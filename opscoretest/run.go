@@ -125,7 +125,7 @@ func keep(t *testing.T, k *opscore.Keeper) (stop func()) {
 
 // worthAHalt is how much fake time without any work is worth to stop the worker for: its heartbeats, and the keeper's chores, make
 // a fake day last for seconds.
-const worthAHalt = time.Hour
+const worthAHalt = 5 * time.Minute
 
 // idle returns how long nothing will happen, until end at most, as far as the store knows.
 func (e *Env) idle(end time.Time) time.Duration {

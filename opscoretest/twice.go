@@ -46,9 +46,10 @@ func (tr *Trial) Effect(format string, args ...any) {
 // test fails, naming place and effects, if in the end something happened more often than without a crash, or less often, or the task
 // ended otherwise. A task that was submitted with equal args counts as an effect.
 //
-// Each run is a trial of its own, in fake time: handler makes a handler for it, with stand-ins that know nothing of other trials. At a
+// Each run is a trial of its own, in fake time: handler makes a handler for it, with stand-ins that know nothing of other trials, and uses the t that
+// it is given. At a
 // crash the handler's goroutine ends inside the call; deferred functions still run, which a real crash would not do.
-func Twice[In, Out any](t *testing.T, handler func(*Trial) func(context.Context, In) (Out, error), in In) {
+func Twice[In, Out any](t *testing.T, handler func(*testing.T, *Trial) func(context.Context, In) (Out, error), in In) {
 	t.Helper()
 	once := try(t, handler, in, 0)
 	for i, place := range once.points {
@@ -60,7 +61,7 @@ func Twice[In, Out any](t *testing.T, handler func(*Trial) func(context.Context,
 }
 
 // try runs one trial.
-func try[In, Out any](t *testing.T, handler func(*Trial) func(context.Context, In) (Out, error), in In, crashAt int) (o ended) {
+func try[In, Out any](t *testing.T, handler func(*testing.T, *Trial) func(context.Context, In) (Out, error), in In, crashAt int) (o ended) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "opscore.db")
 	watch(t, stillFor, func(p *pulse) {
@@ -74,7 +75,7 @@ func try[In, Out any](t *testing.T, handler func(*Trial) func(context.Context, I
 			tr.Client.Store.(*overheard).trial = tr
 			a := opscore.Actor[In, Out]{Name: "trial"}
 			h := opscore.Handlers{}
-			opscore.Handle(h, a, attempt(tr, handler(tr)))
+			opscore.Handle(h, a, attempt(tr, handler(t, tr)))
 			e := newFake(t, store, h, &p.beats)
 			defer p.leave()
 			defer e.close(store.Close)

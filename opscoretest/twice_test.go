@@ -37,7 +37,7 @@ func (b *bank) charge(number int) {
 }
 
 // forgetful does everything again.
-func forgetful(tr *Trial) func(context.Context, purchase) (string, error) {
+func forgetful(_ *testing.T, tr *Trial) func(context.Context, purchase) (string, error) {
 	b := &bank{trial: tr, charged: map[int]bool{}}
 	return func(ctx context.Context, o purchase) (string, error) {
 		b.charge(o.Number)
@@ -50,7 +50,7 @@ func forgetful(tr *Trial) func(context.Context, purchase) (string, error) {
 }
 
 // mindful does the same and can be repeated.
-func mindful(tr *Trial) func(context.Context, purchase) (string, error) {
+func mindful(_ *testing.T, tr *Trial) func(context.Context, purchase) (string, error) {
 	b := &bank{trial: tr, careful: true, charged: map[int]bool{}}
 	return func(ctx context.Context, o purchase) (string, error) {
 		b.charge(o.Number)
@@ -63,7 +63,7 @@ func mindful(tr *Trial) func(context.Context, purchase) (string, error) {
 }
 
 // hasty notes that it has charged before it does.
-func hasty(tr *Trial) func(context.Context, purchase) (string, error) {
+func hasty(_ *testing.T, tr *Trial) func(context.Context, purchase) (string, error) {
 	paid := map[int]bool{}
 	return func(ctx context.Context, o purchase) (string, error) {
 		if paid[o.Number] {
@@ -83,8 +83,8 @@ func TestAHandlerThatCanBeRepeatedPasses(t *testing.T) {
 func TestEveryPlaceToCrashAtIsTried(t *testing.T) {
 	var mu sync.Mutex
 	runs := 0
-	Twice(t, func(tr *Trial) func(context.Context, purchase) (string, error) {
-		h := mindful(tr)
+	Twice(t, func(t *testing.T, tr *Trial) func(context.Context, purchase) (string, error) {
+		h := mindful(t, tr)
 		return func(ctx context.Context, o purchase) (string, error) {
 			mu.Lock()
 			runs++
