@@ -159,7 +159,7 @@ func (e *Env) MustEnd(id opscore.ID) opscore.Task {
 func (e *Env) step(waited time.Duration) {
 	e.t.Helper()
 	if e.fake {
-		e.Advance(min(max(10*time.Millisecond, waited/10), time.Second))
+		e.Advance(min(max(10*time.Millisecond, waited/10), max(time.Second, waited/200)))
 		return
 	}
 	<-time.After(min(max(2*time.Millisecond, waited/10), 100*time.Millisecond))

@@ -53,9 +53,9 @@ func TestAnHourOfBackoffTakesNoTime(t *testing.T) {
 
 func TestDrainWaitsForWhatIsDueOrRunning(t *testing.T) {
 	Run(t, handlers(nil), func(t *testing.T, env *Env) {
-		id := submit(t, env, nap, time.Hour, opscore.Timeout(2*time.Hour))
+		id := submit(t, env, nap, 5*time.Minute)
 		env.Drain()
-		if task := env.MustEnd(id); task.State != opscore.Completed || task.FinishedAt.Sub(task.StartedAt) != time.Hour {
+		if task := env.MustEnd(id); task.State != opscore.Completed || task.FinishedAt.Sub(task.StartedAt) != 5*time.Minute {
 			t.Errorf("after Drain the task is %s, after %s", task.State, task.FinishedAt.Sub(task.StartedAt))
 		}
 	})
@@ -182,8 +182,9 @@ func TestADroppedStoreIsFoundAgain(t *testing.T) {
 		env.DropStore(10 * time.Second)
 		id := submit(t, env, greet, greeting{"ann"})
 		task := env.MustComplete(id)
-		if waited := task.StartedAt.Sub(task.CreatedAt); waited < 9*time.Second || waited > 20*time.Second {
-			t.Errorf("it started after %s", waited)
+		// It may have been claimed already.
+		if waited := task.FinishedAt.Sub(task.CreatedAt); waited < 10*time.Second || waited > 20*time.Second {
+			t.Errorf("it was over after %s", waited)
 		}
 	})
 }
