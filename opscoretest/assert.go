@@ -3,6 +3,7 @@ package opscoretest
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,20 +57,12 @@ func matches[In any](e *Env, t opscore.Task, match func(In) bool) bool {
 // submitted returns the tasks of an actor, and those of all, the latest first.
 func submitted(e *Env, actor string) (of, all []opscore.Task) {
 	e.t.Helper()
-	f := opscore.Filter{Limit: 1000}
-	for {
-		page, err := e.Client.List(e.t.Context(), f)
-		if err != nil {
-			e.t.Fatal(err)
-		}
-		if len(page) == 0 {
-			return of, all
-		}
-		ids := make([]opscore.ID, len(page))
-		for i, t := range page {
-			ids[i], f.Before = t.ID, t.ID
-		}
-		whole, err := e.Store.Get(e.t.Context(), ids)
+	var ids []opscore.ID
+	for t := range e.tasks() {
+		ids = append(ids, t.ID)
+	}
+	for some := range slices.Chunk(ids, 500) {
+		whole, err := e.Store.Get(e.t.Context(), some)
 		if err != nil {
 			e.t.Fatal(err)
 		}
@@ -80,6 +73,7 @@ func submitted(e *Env, actor string) (of, all []opscore.Task) {
 			}
 		}
 	}
+	return of, all
 }
 
 // inputs lists what some of the tasks are for.

@@ -2,6 +2,7 @@ package opscoretest
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"testing"
@@ -87,23 +88,36 @@ func (e *Env) Drain() {
 func (e *Env) busy() (busy, left []opscore.Task) {
 	e.t.Helper()
 	workers := e.workers()
-	f := opscore.Filter{States: []opscore.State{opscore.Pending, opscore.Running}, Limit: 1000}
-	for {
-		tasks, err := e.Client.List(e.t.Context(), f)
-		if err != nil {
-			e.t.Fatal(err)
+	for t := range e.tasks(opscore.Pending, opscore.Running) {
+		switch {
+		case t.State == opscore.Running || !t.RunAt.After(time.Now()) && takes(workers, t):
+			busy = append(busy, t)
+		case !t.RunAt.After(time.Now()):
+			left = append(left, t)
 		}
-		if len(tasks) == 0 {
-			return busy, left
-		}
-		for _, t := range tasks {
-			switch {
-			case t.State == opscore.Running || !t.RunAt.After(time.Now()) && takes(workers, t):
-				busy = append(busy, t)
-			case !t.RunAt.After(time.Now()):
-				left = append(left, t)
+	}
+	return busy, left
+}
+
+// tasks returns those in the given states, or in any, the latest first and without their args and results.
+func (e *Env) tasks(states ...opscore.State) iter.Seq[opscore.Task] {
+	return func(yield func(opscore.Task) bool) {
+		e.t.Helper()
+		f := opscore.Filter{States: states, Limit: 1000}
+		for {
+			page, err := e.Client.List(e.t.Context(), f)
+			if err != nil {
+				e.t.Fatal(err)
 			}
-			f.Before = t.ID
+			if len(page) == 0 {
+				return
+			}
+			for _, t := range page {
+				if !yield(t) {
+					return
+				}
+				f.Before = t.ID
+			}
 		}
 	}
 }
@@ -209,11 +223,10 @@ func (e *Env) stuck(t opscore.Task) string {
 // running reports whether any task is.
 func (e *Env) running() bool {
 	e.t.Helper()
-	tasks, err := e.Client.List(e.t.Context(), opscore.Filter{States: []opscore.State{opscore.Running}, Limit: 1})
-	if err != nil {
-		e.t.Fatal(err)
+	for range e.tasks(opscore.Running) {
+		return true
 	}
-	return len(tasks) > 0
+	return false
 }
 
 // doing tells what handlers are doing, for the end of a message.

@@ -181,6 +181,18 @@ func playScenario(name string) {
 	testing.Main(all, []testing.InternalTest{{Name: "Scenario", F: scenarios[name].test}}, nil, nil)
 }
 
+// player is the process that plays a scenario.
+func player(t *testing.T, name string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe)
+	cmd.Env = append(os.Environ(), scenarioEnv+"="+name)
+	return cmd
+}
+
 // TestFailuresSayWhatIsWrong plays each scenario in a process of its own and reads what it prints.
 func TestFailuresSayWhatIsWrong(t *testing.T) {
 	for name, s := range scenarios {
@@ -189,13 +201,7 @@ func TestFailuresSayWhatIsWrong(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			exe, err := os.Executable()
-			if err != nil {
-				t.Fatal(err)
-			}
-			cmd := exec.CommandContext(t.Context(), exe)
-			cmd.Env = append(os.Environ(), scenarioEnv+"="+name)
-			out, err := cmd.CombinedOutput()
+			out, err := player(t, name).CombinedOutput()
 			text := string(out)
 			if status := (*exec.ExitError)(nil); !errors.As(err, &status) || status.ExitCode() != 1 || !strings.Contains(text, "--- FAIL: Scenario") {
 				t.Errorf("it did not fail as tests do: %v", err)

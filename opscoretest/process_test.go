@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -35,12 +33,7 @@ func TestNoWorkerOutlivesAKilledTest(t *testing.T) {
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			exe, err := os.Executable()
-			if err != nil {
-				t.Fatal(err)
-			}
-			cmd := exec.CommandContext(t.Context(), exe)
-			cmd.Env = append(os.Environ(), scenarioEnv+"="+name)
+			cmd := player(t, name)
 			out, err := cmd.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)

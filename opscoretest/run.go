@@ -134,27 +134,17 @@ func (e *Env) idle(end time.Time) time.Duration {
 		return 0
 	}
 	workers := e.workers()
-	f := opscore.Filter{States: []opscore.State{opscore.Pending, opscore.Running}, Limit: 1000}
-	for {
-		tasks, err := e.Client.List(e.t.Context(), f)
-		if err != nil {
-			e.t.Fatal(err)
-		}
-		if len(tasks) == 0 {
-			return time.Until(end)
-		}
-		for _, t := range tasks {
-			for _, next := range []time.Time{t.RunAt, t.ExpiresAt} {
-				if next.After(time.Now()) && next.Before(end) {
-					end = next
-				}
+	for t := range e.tasks(opscore.Pending, opscore.Running) {
+		for _, next := range []time.Time{t.RunAt, t.ExpiresAt} {
+			if next.After(time.Now()) && next.Before(end) {
+				end = next
 			}
-			if t.State == opscore.Running || !t.RunAt.After(time.Now()) && takes(workers, t) {
-				return 0
-			}
-			f.Before = t.ID
+		}
+		if t.State == opscore.Running || !t.RunAt.After(time.Now()) && takes(workers, t) {
+			return 0
 		}
 	}
+	return time.Until(end)
 }
 
 // halt lets d pass without worker and keeper, less if a task is submitted meanwhile.
