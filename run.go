@@ -120,26 +120,23 @@ func (n *notes) line(l LogLine) {
 }
 
 func (n *notes) add(change func(*Note)) {
-	n.gather(change)
-	if n.every == 0 {
-		n.flush()
-	}
-}
-
-func (n *notes) gather(change func(*Note)) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ended {
+	fresh := n.fence
+	switch {
+	case n.ended:
+	case n.every == 0:
+		change(&fresh)
+		n.mu.Unlock()
+		n.store(fresh)
 		return
-	}
-	if n.news == nil {
-		fresh := n.fence
+	case n.news == nil:
 		n.news = &fresh
-		if n.every > 0 {
-			n.timer = time.AfterFunc(n.every, n.flush)
-		}
+		n.timer = time.AfterFunc(n.every, n.flush)
+		fallthrough
+	default:
+		change(n.news)
 	}
-	change(n.news)
+	n.mu.Unlock()
 }
 
 func (n *notes) flush() {
@@ -160,9 +157,7 @@ func (n *notes) end() []LogLine {
 	if n.news == nil {
 		return nil
 	}
-	if n.timer != nil {
-		n.timer.Stop()
-	}
+	n.timer.Stop()
 	return n.news.Log
 }
 

@@ -13,7 +13,7 @@ import (
 )
 
 // Env is what a test works with: a store, a client of it, a worker and a keeper at work. Its methods are for the test's own
-// goroutine.
+// goroutine, and not for its subtests.
 type Env struct {
 	Client   *opscore.Client
 	Store    opscore.Store // a *sqlite.Store or a *postgres.Store
@@ -24,11 +24,14 @@ type Env struct {
 	t        *testing.T
 	fake     bool          // time is
 	patience time.Duration // how long a test waits for something in real time
+	pulse    *pulse
+	tap      *tap
 	hire     func() (hand, error)
 	keep     func() (stop func())
 	hand     hand // nil if there is no worker
 	crashed  []hand
 	unkeep   func()
+	dropped  time.Time // until then the store cannot be reached
 	faults   faults
 }
 
@@ -43,6 +46,7 @@ const (
 // Advance lets d pass, and everything that is due in it happen. In fake time that takes no time; with [Live] it does.
 func (e *Env) Advance(d time.Duration) {
 	e.t.Helper()
+	e.pulse.beat()
 	if !e.fake {
 		<-time.After(d)
 		return
@@ -78,7 +82,10 @@ func (e *Env) Drain() {
 				e.t.Fatalf("%s\n%s", why, e.describe(t.ID))
 			}
 		}
-		if limit := e.limit(maxFakeDrain); time.Since(began) > limit {
+		if why := e.ended(); why != "" {
+			e.t.Fatal(why)
+		}
+		if limit := e.limit(maxFakeDrain); time.Since(began) > limit && !e.faulty() {
 			e.t.Fatalf("%d tasks are still due or running after %s, such as this one:\n%s%s", len(busy), limit, e.describe(busy[0].ID), e.doing())
 		}
 	}
@@ -150,16 +157,22 @@ func (e *Env) Failed(id opscore.ID, want string) opscore.Task {
 // MustEnd is [Env.MustComplete] for a task that may end in any way.
 func (e *Env) MustEnd(id opscore.ID) opscore.Task {
 	e.t.Helper()
+	return e.follow(id, func(t opscore.Task) bool { return t.State.Terminal() })
+}
+
+// follow lets time pass until the task is as wanted.
+func (e *Env) follow(id opscore.ID, wanted func(opscore.Task) bool) opscore.Task {
+	e.t.Helper()
 	for began := time.Now(); ; {
 		t, err := e.Client.Get(e.t.Context(), id)
 		if err != nil {
 			e.t.Fatal(err)
 		}
-		if t.State.Terminal() {
+		if wanted(t) {
 			return t
 		}
 		if why := e.hopeless(t, time.Since(began)); why != "" {
-			e.t.Fatalf("%s\n%s%s", why, e.describe(id), e.doing())
+			e.t.Fatalf("%s\n%s", why, e.describe(id))
 		}
 		if rest := time.Until(t.RunAt); e.fake && t.State == opscore.Pending && rest > 0 {
 			e.Advance(rest)
@@ -196,25 +209,35 @@ func (e *Env) hopeless(t opscore.Task, waited time.Duration) string {
 	if why := e.stuck(t); why != "" {
 		return why
 	}
-	if e.hand != nil && e.hand.gone() != nil {
-		return fmt.Sprintf("the worker has ended: %v", e.hand.gone())
+	if why := e.ended(); why != "" {
+		return why
 	}
 	limit := e.limit(maxFakeWait)
 	switch {
-	case e.fake && t.State == opscore.Pending && due > maxFakeDue && !e.running():
+	case e.fake && t.State == opscore.Pending && due > maxFakeDue && !e.running() && !e.faulty():
 		return fmt.Sprintf("the task has been due for %s and nobody started it", maxFakeDue)
 	case !e.fake && t.State == opscore.Pending && -due > limit-waited:
 		return fmt.Sprintf("the task is not due for another %s, and the test waits for %s: see Options.Patience, or Run, where time is fake", -due, limit)
 	case waited > limit:
-		return fmt.Sprintf("the task is not over after %s", limit)
+		return fmt.Sprintf("the task is not over after %s%s", limit, e.doing())
 	}
 	return ""
 }
 
+// ended says that the worker has ended although nobody asked it to, or "".
+func (e *Env) ended() string {
+	if e.hand == nil || e.hand.gone() == nil {
+		return ""
+	}
+	return fmt.Sprintf("the worker has ended: %v", e.hand.gone())
+}
+
+func (e *Env) faulty() bool { return e.hand != nil && e.hand.faulty() }
+
 // stuck says that a handler goes on although its timeout is over, or "".
 func (e *Env) stuck(t opscore.Task) string {
 	over := time.Since(t.StartedAt) - time.Duration(t.Timeout)
-	if t.State != opscore.Running || over < heedWithin || e.hand == nil || e.hand.faulty() {
+	if t.State != opscore.Running || over < heedWithin || e.hand == nil || e.faulty() {
 		return ""
 	}
 	return fmt.Sprintf("the handler of actor %s ignores that its context has ended, %s ago:\n%s\n", t.Actor, over, e.hand.stacks())

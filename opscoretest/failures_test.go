@@ -40,7 +40,7 @@ var scenarios = map[string]scenario{
 		Run(t, handlers(nil), func(t *testing.T, env *Env) {
 			env.MustComplete(submit(t, env, opscore.Actor[int, int]{Name: "other"}, 1))
 		})
-	}, []string{`no live worker has actor other on queue default, .*actors block, greet, nap, whoami on queues default`}},
+	}, []string{`no live worker has actor other on queue default, .*actors block, greet, leave, nap, whoami on queues default`}},
 	"other queue": {func(t *testing.T) {
 		Run(t, handlers(nil), func(t *testing.T, env *Env) {
 			env.MustComplete(submit(t, env, greet, greeting{"ann"}, opscore.Queue("mail")))
@@ -141,11 +141,44 @@ var scenarios = map[string]scenario{
 		Run(t, h, func(*testing.T, *Env) {})
 	}, []string{`the worker did not start`, `no name`}},
 	"twice": {func(t *testing.T) { Twice(t, forgetful, purchase{Number: 7}) }, []string{
-		`with a crash after charged 7 \(1 of 5\):\s+happened twice: charged 7`,
-		`with a crash after Submit mail \(3 of 5\):\s+happened twice: charged 7\s+happened twice: submitted mail`,
-		`with a crash after its end \(5 of 5\)`,
+		`with a crash after charged 7 \(2 of 6\):\s+happened twice: charged 7`,
+		`with a crash after Submit mail \(4 of 6\):\s+happened twice: charged 7\s+happened twice: submitted mail`,
+		`with a crash after its end \(6 of 6\)`,
 	}},
-	"never": {func(t *testing.T) { Twice(t, hasty, purchase{Number: 7}) }, []string{`with a crash at Log "paid" \(1 of 3\):\s+never happened: charged 7`}},
+	"never": {func(t *testing.T) { Twice(t, hasty, purchase{Number: 7}) }, []string{
+		`with a crash before charged 7 \(1 of 3\):\s+never happened: charged 7`,
+	}},
+	"never, after its completion": {func(t *testing.T) { Twice(t, careless, purchase{Number: 7}) }, []string{
+		`with a crash before thanked for 7 \(2 of 4\):\s+never happened: thanked for 7`,
+	}},
+	"fatal in a trial": {func(t *testing.T) {
+		Twice(t, func(t *testing.T, _ *Trial) func(context.Context, int) (int, error) {
+			t.Fatal("no bank today")
+			return nil
+		}, 1)
+	}, []string{`failures_test\.go:\d+: no bank today\s+FAIL`}},
+	"released after it was given up": {func(t *testing.T) {
+		outside := make(chan struct{})
+		defer func() { // as httptest.Server.Close does
+			close(outside)
+			<-time.After(300 * time.Millisecond)
+		}()
+		h := opscore.Handlers{}
+		opscore.Handle(h, greet, func(ctx context.Context, _ greeting) (string, error) {
+			<-outside
+			return "", errors.New("late")
+		})
+		run(t, h, time.Second, func(t *testing.T, env *Env) { env.MustComplete(submit(t, env, greet, greeting{"ann"})) })
+	}, []string{`nothing has moved for 1s of real time`, `failures_test\.go:\d+ \+0x`}},
+	"process that ends, drained": {func(t *testing.T) {
+		env := Live(t, Options{Process: true})
+		submit(t, env, block, struct{}{})
+		if err := env.hand.(*process).cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-env.hand.(*process).ended
+		env.Drain()
+	}, []string{`the worker has ended: its process: signal: killed`}},
 	"handler's input": {func(t *testing.T) {
 		_, _ = Handler(t, opscore.Actor[hidden, int]{Name: "hidden"}, func(context.Context, hidden) (int, error) { return 0, nil }, hidden{make(chan int)})
 	}, []string{`cannot take this input|args of actor hidden`}},

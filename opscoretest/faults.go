@@ -15,14 +15,22 @@ type faults struct {
 	toBroker *nodes.Proxy
 	tickets  *tamper // nil if there is no broker
 	purge    func(ctx context.Context, queues []string) error
-	timers   []*time.Timer
+	cuts     map[*nodes.Proxy]*cut
+}
+
+// cut is a proxy that does not let anything pass until then.
+type cut struct {
+	until time.Time
+	timer *time.Timer
 }
 
 // CrashWorker ends the worker as kill -9 does: nothing is handed back, and no outcome of what it was running is recorded. Its death is
 // noticed at once, so its tasks are pending again, after the backoff of a loss (1 s, then 2 s), and another worker is ready when it returns.
 //
-// A worker in the test's own process cannot really be killed. The contexts of its handlers end, and whatever they do
-// through opscore from then on is refused; but they go on until they return. See [Options].Process for a worker that dies for real.
+// If the store is dropped, that ends first, for no worker could start.
+//
+// A worker in the test's own process cannot really be killed. The contexts of its handlers end, and no outcome, note or completion of theirs counts
+// any more; but they go on until they return, and what they submit with another context is submitted. See [Options].Process for a worker that dies for real.
 func (e *Env) CrashWorker() {
 	e.t.Helper()
 	h := e.theWorker("CrashWorker")
@@ -34,10 +42,16 @@ func (e *Env) CrashWorker() {
 	if err := e.bury(who, h); err != nil {
 		e.t.Fatalf("crash worker: %v", err)
 	}
-	var err error
-	if e.hand, err = e.hire(); err != nil {
+	e.Advance(max(0, time.Until(e.dropped)))
+	next, err := e.hire()
+	for began := time.Now(); err != nil && time.Since(began) < e.limit(time.Minute); {
+		e.step(time.Since(began)) // the way to the store may have to be found again
+		next, err = e.hire()
+	}
+	if err != nil {
 		e.t.Fatalf("the next worker did not start: %v", err)
 	}
+	e.hand = next
 }
 
 // bury tells the store what a lease would tell it half a minute later.
@@ -89,6 +103,9 @@ func (e *Env) FailStore(n int) {
 func (e *Env) DropStore(d time.Duration) {
 	e.t.Helper()
 	h := e.theWorker("DropStore")
+	if until := time.Now().Add(d); until.After(e.dropped) {
+		e.dropped = until
+	}
 	if e.faults.toStore != nil {
 		e.faults.cut(e.faults.toStore, d)
 		return
@@ -142,15 +159,26 @@ func (e *Env) needBroker(what string) {
 	}
 }
 
+// cut keeps a proxy from letting anything pass for d, or longer if it was asked to before.
 func (f *faults) cut(p *nodes.Proxy, d time.Duration) {
 	p.Cut()
-	f.timers = append(f.timers, time.AfterFunc(d, p.Heal))
+	until := time.Now().Add(d)
+	if was := f.cuts[p]; was != nil {
+		was.timer.Stop()
+		if was.until.After(until) {
+			until = was.until
+		}
+	}
+	if f.cuts == nil {
+		f.cuts = map[*nodes.Proxy]*cut{}
+	}
+	f.cuts[p] = &cut{until, time.AfterFunc(time.Until(until), p.Heal)}
 }
 
 // heal ends all faults that end by themselves, so that what is left can end in order.
 func (f *faults) heal() {
-	for _, t := range f.timers {
-		t.Stop()
+	for _, c := range f.cuts {
+		c.timer.Stop()
 	}
 	for _, p := range []*nodes.Proxy{f.toStore, f.toBroker} {
 		if p != nil {

@@ -3,7 +3,6 @@ package opscoretest
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/opscore/opscore"
@@ -12,7 +11,9 @@ import (
 // gate stands between a worker and its store, and makes the worker's calls go wrong on demand.
 type gate struct {
 	opscore.Store
-	calls *atomic.Int64 // so far, of all of a test's workers: while they grow, something works
+	pulse *pulse
+
+	door sync.RWMutex // held for reading by each call that is on its way; what changes calls waits for them
 
 	mu      sync.Mutex
 	worker  opscore.ID // as which it is registered
@@ -23,8 +24,8 @@ type gate struct {
 	changed chan struct{}
 }
 
-func newGate(s opscore.Store, calls *atomic.Int64) *gate {
-	return &gate{Store: s, calls: calls, changed: make(chan struct{})}
+func newGate(s opscore.Store, p *pulse) *gate {
+	return &gate{Store: s, pulse: p, changed: make(chan struct{})}
 }
 
 var (
@@ -34,8 +35,10 @@ var (
 	errNoReply = &opscore.Error{Code: opscore.CodeUnavailable, Message: "the test lost the answer to this call"}
 )
 
-// change changes what happens to calls, also to those that wait.
+// change changes what happens to calls, also to those that wait. When it returns, no call is on its way that knows nothing of it.
 func (g *gate) change(how func()) {
+	g.door.Lock()
+	defer g.door.Unlock()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	how()
@@ -70,22 +73,24 @@ func (g *gate) registered() opscore.ID {
 }
 
 // enter waits while the worker is paused, and says what becomes of its call. Of calls that fail every second one is done
-// all the same: only its answer is lost.
-func (g *gate) enter(ctx context.Context) (before, after error) {
+// all the same: only its answer is lost. It holds the door open until leave.
+func (g *gate) enter(ctx context.Context) (leave func(), before, after error) {
 	for {
+		g.door.RLock()
 		g.mu.Lock()
 		rest, changed := time.Until(g.paused), g.changed
 		if rest <= 0 || g.dead {
 			before, after = g.fate()
 			g.mu.Unlock()
-			return before, after
+			return g.door.RUnlock, before, after
 		}
 		g.mu.Unlock()
+		g.door.RUnlock()
 		over := time.NewTimer(rest)
 		select {
 		case <-ctx.Done():
 			over.Stop()
-			return context.Cause(ctx), nil
+			return func() {}, context.Cause(ctx), nil
 		case <-changed:
 		case <-over.C:
 		}
@@ -110,9 +115,10 @@ func (g *gate) fate() (before, after error) {
 }
 
 func pass[T any](ctx context.Context, g *gate, call func() (T, error)) (T, error) {
-	g.calls.Add(1)
+	g.pulse.beat()
 	var none T
-	before, after := g.enter(ctx)
+	leave, before, after := g.enter(ctx)
+	defer leave()
 	if before != nil {
 		return none, before
 	}
@@ -159,7 +165,9 @@ func (g *gate) Register(ctx context.Context, w opscore.WorkerInfo) error {
 	return passErr(ctx, g, func() error {
 		err := g.Store.Register(ctx, w)
 		if err == nil {
-			g.change(func() { g.worker = w.ID })
+			g.mu.Lock()
+			g.worker = w.ID
+			g.mu.Unlock()
 		}
 		return err
 	})

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -105,9 +104,8 @@ func (e *Env) build(o Options, at, behind place, opened *closers) error {
 	case o.Process:
 		e.hire = func() (hand, error) { return hireProcess(e.t, o, behind, e.patience) }
 	case len(o.Handlers) > 0:
-		var calls atomic.Int64
 		p := post{handlers: o.Handlers, queues: o.Queues, slots: o.Slots, drain: drainWithin, log: log, sources: behind.sources(log)}
-		e.hire = func() (hand, error) { return hireLocal(ctx, newGate(store, &calls), p) }
+		e.hire = func() (hand, error) { return hireLocal(ctx, newGate(store, nil), p) }
 	}
 	return nil
 }

@@ -1,10 +1,12 @@
 package opscoretest
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -119,6 +121,40 @@ func TestAPauseADropAndFailingCallsLoseNoTaskAnywhere(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestFaultsAddUpAnywhere(t *testing.T) {
+	everywhere(t, func(t *testing.T, env *Env) {
+		began := time.Now()
+		env.DropStore(100 * time.Millisecond)
+		env.DropStore(700 * time.Millisecond)
+		env.CrashWorker() // the next one cannot start before
+		env.PauseWorker(200 * time.Millisecond)
+		env.FailStore(1)
+		env.DropStore(100 * time.Millisecond)
+		env.MustComplete(submit(t, env, greet, greeting{"ann"}))
+		if passed := time.Since(began); passed < 700*time.Millisecond {
+			t.Errorf("the store was back after %s", passed)
+		}
+		env.PauseWorker(time.Hour)
+		env.CrashWorker()
+		env.CrashWorker()
+		env.MustComplete(submit(t, env, greet, greeting{"ann"}))
+	})
+}
+
+func TestNothingRemainsOfAWorkersProcess(t *testing.T) {
+	t.Parallel()
+	var pid int
+	t.Run("worker", func(t *testing.T) {
+		env := Live(t, Options{Process: true})
+		if err := json.Unmarshal(env.MustComplete(submit(t, env, leave, struct{}{})).Result, &pid); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for syscall.Kill(pid, 0) == nil { // until the system has taken note
+		<-time.After(5 * time.Millisecond)
+	}
 }
 
 func TestABrokersFaultsLoseNoTask(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -37,6 +38,9 @@ var nap = opscore.Actor[time.Duration, string]{Name: "nap"}
 // whoami tells which process runs it.
 var whoami = opscore.Actor[struct{}, int]{Name: "whoami"}
 
+// leave leaves a process behind and tells which.
+var leave = opscore.Actor[struct{}, int]{Name: "leave"}
+
 // block never returns, whatever its context says.
 var block = opscore.Actor[struct{}, string]{Name: "block", Timeout: time.Second}
 
@@ -59,6 +63,13 @@ func handlers(opscore.Store) opscore.Handlers {
 		}
 	})
 	opscore.Handle(h, whoami, func(context.Context, struct{}) (int, error) { return os.Getpid(), nil })
+	opscore.Handle(h, leave, func(ctx context.Context, _ struct{}) (int, error) {
+		cmd := exec.CommandContext(context.WithoutCancel(ctx), "sleep", "3600")
+		if err := cmd.Start(); err != nil {
+			return 0, err
+		}
+		return cmd.Process.Pid, nil
+	})
 	opscore.Handle(h, block, func(context.Context, struct{}) (string, error) { select {} })
 	return h
 }

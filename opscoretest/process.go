@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -39,17 +38,28 @@ type report struct {
 	Error  string
 }
 
+func (r report) err() error {
+	if r.Error == "" {
+		return nil
+	}
+	return errors.New(r.Error)
+}
+
 // Main is the body of a TestMain whose tests want workers in processes of their own (see [Options].Process):
 //
 //	func TestMain(m *testing.M) { opscoretest.Main(m, handlers) }
 //
-// It runs the tests, or, in such a process, a worker with the handlers, which may submit to the store that they are given.
+// It runs the tests, or, in such a process, a worker with the handlers, which may submit to the store that they are given. What else TestMain
+// does, before or after, happens in such processes as well.
 func Main(m *testing.M, handlers func(opscore.Store) opscore.Handlers) {
 	doc := os.Getenv(assignmentEnv)
 	if doc == "" {
 		m.Run()
 		return
 	}
+	// What handlers start must not keep our files open, nor take itself for this worker.
+	syscall.CloseOnExec(3)
+	_ = os.Unsetenv(assignmentEnv) // only an empty name is an error
 	answers := json.NewEncoder(os.NewFile(3, "answers"))
 	if err := serve(doc, handlers, answers); err != nil {
 		_ = answers.Encode(report{Error: err.Error()}) // if nobody listens, nobody waits
@@ -70,13 +80,13 @@ func serve(doc string, handlers func(opscore.Store) opscore.Handlers, answers *j
 		return err
 	}
 	defer func() { _ = opened.close() }() // the process ends
-	g := newGate(store, new(atomic.Int64))
-	w, err := hireLocal(context.Background(), g, post{
+	h, err := hireLocal(context.Background(), newGate(store, nil), post{
 		handlers: handlers(store), queues: a.Queues, slots: a.Slots, drain: drainWithin, log: log, sources: a.Place.sources(log),
 	})
 	if err != nil {
 		return err
 	}
+	w := h.(*local)
 	if err := answers.Encode(report{Ready: &w.was}); err != nil {
 		return err
 	}
@@ -122,11 +132,12 @@ type process struct {
 	mu     sync.Mutex
 	hurt   time.Time // until then something is wrong with it
 	killed bool
+	owed   int // answers to orders that it had while it was paused
 	resume *time.Timer
 }
 
 // hireProcess starts the test binary as a worker and returns when it is ready.
-func hireProcess(t *testing.T, o Options, at place, patience time.Duration) (*process, error) {
+func hireProcess(t *testing.T, o Options, at place, patience time.Duration) (hand, error) {
 	doc, err := json.Marshal(assignment{at, o.Queues, o.Slots})
 	if err != nil {
 		return nil, err
@@ -157,7 +168,10 @@ func hireProcess(t *testing.T, o Options, at place, patience time.Duration) (*pr
 	if err != nil {
 		return nil, errors.Join(err, answers.Close())
 	}
-	return w, w.ready()
+	if err := w.ready(); err != nil {
+		return nil, err
+	}
+	return w, nil
 }
 
 // live starts the process and waits for its end, on one thread: it is killed when the thread that started it ends.
@@ -206,31 +220,47 @@ func (w *process) hear(within time.Duration) (report, error) {
 	defer timer.Stop()
 	select {
 	case h := <-got:
-		if h.err == nil && h.r.Error != "" {
-			h.err = errors.New(h.r.Error)
+		return h.r, cmp.Or(h.err, h.r.err())
+	case <-w.ended:
+		select {
+		case h := <-got: // its last words
+			return h.r, cmp.Or(h.err, h.r.err())
+		case <-time.After(100 * time.Millisecond): // a process that it has left may keep the pipe open
+			return report{}, io.EOF
 		}
-		return h.r, h.err
 	case <-timer.C:
 		_ = w.crash() // its answers would be taken for others
 		return report{}, fmt.Errorf("the worker's process did not answer within %s", within)
 	}
 }
 
-// ask gives an order and waits until it is carried out.
+// ask gives an order and waits until it is carried out; a paused worker does so later.
 func (w *process) ask(o order) (report, error) {
-	w.mu.Lock()
-	paused := w.resume != nil
-	w.mu.Unlock()
-	if paused {
-		return report{}, errors.New("the worker is paused")
-	}
 	if err := json.NewEncoder(w.orders).Encode(o); err != nil {
 		return report{}, err
 	}
-	return w.hear(w.patience)
+	w.mu.Lock()
+	paused := w.resume != nil
+	w.owed++
+	w.mu.Unlock()
+	if paused {
+		return report{}, nil
+	}
+	return w.last()
+}
+
+// last hears all the answers that are owed and returns the last one.
+func (w *process) last() (r report, err error) {
+	for ; err == nil && w.owed > 0; w.owed-- {
+		r, err = w.hear(w.patience)
+	}
+	return r, err
 }
 
 func (w *process) info() opscore.WorkerInfo { return w.was }
+
+// sweep kills what the process has left behind in its group.
+func (w *process) sweep() { _ = syscall.Kill(-w.cmd.Process.Pid, syscall.SIGKILL) } // an error means that there is nothing
 
 func (w *process) crash() error {
 	w.mu.Lock()
@@ -238,6 +268,7 @@ func (w *process) crash() error {
 	w.mu.Unlock()
 	err := w.cmd.Process.Kill()
 	<-w.ended
+	w.sweep()
 	if errors.Is(err, os.ErrProcessDone) {
 		err = nil
 	}
@@ -303,6 +334,9 @@ func exitError(err error) error {
 }
 
 func (w *process) stacks() string {
+	if w.gone() != nil {
+		return ""
+	}
 	r, err := w.ask(order{Do: doStacks})
 	if err != nil {
 		return "(the stacks of the worker's process: " + err.Error() + ")"
@@ -324,10 +358,14 @@ func (w *process) stop(hurry bool) error {
 	if err := json.NewEncoder(w.orders).Encode(order{Do: doStop, Hurry: hurry}); err != nil {
 		return errors.Join(err, w.crash())
 	}
-	_, err := w.hear(drainWithin + opscore.DefaultGrace + w.patience)
-	if errors.Is(err, io.EOF) { // it had nothing more to say
+	_, err := w.last()
+	for err == nil { // until it has nothing more to say
+		_, err = w.hear(drainWithin + opscore.DefaultGrace + w.patience)
+	}
+	if errors.Is(err, io.EOF) {
 		err = nil
 	}
 	<-w.ended
+	w.sweep()
 	return cmp.Or(err, w.err)
 }

@@ -6,9 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,6 +19,8 @@ import (
 // (see testing/synctest): time passes only while every goroutine waits, so a month of backoff takes no time at all.
 // Inside, time.Sleep and timers are fake as well; sockets and subprocesses are not, so a handler under test must not
 // wait for them: see [Live]. Without handlers there is no worker, for tests of what submits.
+//
+// Use the t that test is given, and contexts that come from it. It cannot have subtests (t.Run) or be parallel: call Run in those instead.
 //
 // When test returns, the worker is drained and the file removed. What the worker logs from level Warn up becomes the test's log. A handler, or
 // a test, that does not come to an end fails the test with its stack: if it ignores that its timeout is over, or if nothing at all
@@ -35,32 +35,49 @@ const stillFor = 20 * time.Second
 
 func run(t *testing.T, h opscore.Handlers, limit time.Duration, test func(t *testing.T, env *Env)) {
 	t.Helper()
+	if len(h) == 0 {
+		h = nil
+	}
+	skipped := false
+	inBubbleOf(t, limit, h, func(t *testing.T, e *Env) {
+		defer func() { skipped = t.Skipped() }()
+		e.start()
+		test(t, e)
+	})
+	if skipped {
+		t.SkipNow()
+	}
+}
+
+// inBubbleOf calls do in a bubble, with an environment that is not started yet: if h is not nil, with a worker for what it holds then.
+func inBubbleOf(t *testing.T, limit time.Duration, h opscore.Handlers, do func(t *testing.T, e *Env)) {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "opscore.db")
 	watch(t, limit, func(p *pulse) {
 		synctest.Test(t, func(t *testing.T) {
-			p.enter()
+			defer p.enter()()
 			store, err := sqlite.Open(path)
 			if err != nil {
 				t.Fatalf("open store: %v", err)
 			}
-			e := newFake(t, store, h, &p.beats)
-			defer p.leave()
+			e := newFake(t, store, h, p)
 			defer e.close(store.Close)
-			e.start()
-			test(t, e)
+			do(t, e)
 		})
 	})
 }
 
-func newFake(t *testing.T, store *sqlite.Store, h opscore.Handlers, beats *atomic.Int64) *Env {
-	log := slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})
-	e := &Env{Client: &opscore.Client{Store: store}, Store: store, Database: store.Path(), Tier: Embedded, t: t, fake: true}
-	if len(h) > 0 {
-		p := post{handlers: h, log: log, sources: func(g *gate) ([]opscore.Source, func(), error) {
+func newFake(t *testing.T, store *sqlite.Store, h opscore.Handlers, p *pulse) *Env {
+	log := slog.NewTextHandler(p.output(t.Output()), &slog.HandlerOptions{Level: slog.LevelWarn})
+	e := &Env{Store: store, Database: store.Path(), Tier: Embedded, t: t, fake: true, pulse: p}
+	e.tap = &tap{Store: store, pulse: p}
+	e.Client = &opscore.Client{Store: e.tap}
+	if h != nil {
+		post := post{handlers: h, log: log, sources: func(g *gate) ([]opscore.Source, func(), error) {
 			// Submits in this process wake the worker; polling 4 times a second would only make fake hours slow.
 			return []opscore.Source{opscore.FromStore(g, time.Second)}, func() {}, nil
 		}}
-		e.hire = func() (hand, error) { return hireLocal(t.Context(), newGate(store, beats), p) }
+		e.hire = func() (hand, error) { return hireLocal(t.Context(), newGate(store, p), post) }
 	}
 	e.keep = func() func() { return keep(t, &opscore.Keeper{Store: store, Log: slog.New(log)}) }
 	return e
@@ -70,11 +87,10 @@ func newFake(t *testing.T, store *sqlite.Store, h opscore.Handlers, beats *atomi
 func (e *Env) start() {
 	e.t.Helper()
 	if e.hire != nil {
-		h, err := e.hire()
-		if err != nil {
+		var err error
+		if e.hand, err = e.hire(); err != nil {
 			e.t.Fatalf("the worker did not start: %v", err)
 		}
-		e.hand = h
 	}
 	e.unkeep = e.keep()
 }
@@ -97,6 +113,7 @@ func (e *Env) stop() {
 // close ends everything.
 func (e *Env) close(store func() error) {
 	e.t.Helper()
+	e.pulse.beat()
 	e.stop()
 	for _, h := range e.crashed {
 		if err := h.stop(true); err != nil {
@@ -150,89 +167,71 @@ func (e *Env) idle(end time.Time) time.Duration {
 // halt lets d pass without worker and keeper, less if a task is submitted meanwhile.
 func (e *Env) halt(d time.Duration) {
 	e.t.Helper()
-	wake := e.Store.(opscore.Waker).Wake()
+	wake := e.Store.(opscore.Waker).Wake() // by a submit in a transaction
+	called, resume := e.tap.halt()
 	e.stop()
 	over := time.NewTimer(d)
 	defer over.Stop()
 	select {
 	case <-over.C:
 	case <-wake:
+	case <-called:
 	}
 	e.start()
+	resume()
 }
 
-// pulse is how a watcher outside a bubble knows that it is alive.
-type pulse struct {
-	beats  atomic.Int64 // grows with every call of the worker to the store and with fake time
-	bubble atomic.Pointer[string]
-	quit   chan struct{} // of the bubble
+// tap is the store of the test's own client. It is a sign of life, and while the worker is halted a submit has it back first.
+type tap struct {
+	opscore.Store
+	pulse *pulse
+
+	mu      sync.Mutex
+	halted  bool
+	called  chan struct{} // closed by the first who needs the worker
+	running chan struct{} // closed when it is back
 }
 
-// enter begins to beat in the bubble that it is called in.
-func (p *pulse) enter() {
-	name := ownBubble()
-	p.bubble.Store(&name)
-	p.quit = make(chan struct{})
-	go func() {
-		tick := time.NewTicker(10 * time.Minute)
-		defer tick.Stop()
-		for {
-			select {
-			case <-p.quit:
-				return
-			case <-tick.C:
-				p.beats.Add(1)
-			}
-		}
-	}()
+// halt makes submits wait until resume is called; the first of them closes called.
+func (p *tap) halt() (called <-chan struct{}, resume func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.halted, p.called, p.running = true, make(chan struct{}), make(chan struct{})
+	return p.called, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.halted = false
+		close(p.running)
+	}
 }
 
-func (p *pulse) leave() { close(p.quit) }
-
-// watch calls do, which runs a bubble, and fails the test with the stacks of its goroutines if it does not move for limit of real time, or
-// ends with goroutines that will never end. What hangs is left behind.
-func watch(t *testing.T, limit time.Duration, do func(*pulse)) {
-	t.Helper()
-	p, done, well := &pulse{}, make(chan struct{}), false
-	go func() {
-		defer close(done)
-		defer func() {
-			if v := recover(); v != nil {
-				t.Errorf("%v\n%s", v, p.stacks())
-			}
-		}()
-		do(p)
-		well = true
-	}()
-	tick := time.NewTicker(limit / 10)
-	defer tick.Stop()
-	for still, last := 0, int64(-1); ; still++ {
+// Insert implements [opscore.Inserter].
+func (p *tap) Insert(ctx context.Context, requests []opscore.Request) ([]opscore.Inserted, error) {
+	p.pulse.beat()
+	p.mu.Lock()
+	running := p.running
+	if p.halted {
 		select {
-		case <-done:
-			if !well { // what ended it has failed the test
-				t.FailNow()
-			}
-			return
-		case <-tick.C:
+		case <-p.called:
+		default:
+			close(p.called)
 		}
-		if now := p.beats.Load(); now != last {
-			still, last = 0, now
-		}
-		if still >= 10 {
-			t.Fatalf("nothing has moved for %s of real time: a handler or the test does not come to an end, or waits for something outside its bubble\n%s",
-				limit, p.stacks())
-		}
+		p.mu.Unlock()
+		<-running
+	} else {
+		p.mu.Unlock()
 	}
+	return p.Store.Insert(ctx, requests)
 }
 
-// stacks returns those of the handlers in the bubble, or of all its goroutines if there is none.
-func (p *pulse) stacks() string {
-	bubble := p.bubble.Load()
-	if bubble == nil {
-		return ""
-	}
-	if s := handlerStacks(*bubble); s != "" {
-		return s
-	}
-	return strings.Join(stacks(*bubble, func(string) bool { return true }), "\n\n")
+// Get implements [opscore.Tasks].
+func (p *tap) Get(ctx context.Context, ids []opscore.ID) ([]opscore.Task, error) {
+	p.pulse.beat()
+	return p.Store.Get(ctx, ids)
+}
+
+// List implements [opscore.Tasks].
+func (p *tap) List(ctx context.Context, f opscore.Filter) ([]opscore.Task, error) {
+	p.pulse.beat()
+	return p.Store.List(ctx, f)
 }

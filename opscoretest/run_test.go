@@ -80,7 +80,13 @@ func TestYearsWithoutWorkTakeNoTime(t *testing.T) {
 func TestSomebodySubmitsWhileTheTestAdvances(t *testing.T) {
 	Run(t, handlers(nil), func(t *testing.T, env *Env) {
 		ids := make(chan opscore.ID, 1)
-		time.AfterFunc(50*time.Hour, func() { ids <- submit(t, env, greet, greeting{"ann"}) })
+		time.AfterFunc(50*time.Hour, func() {
+			sub, err := greet.Submit(t.Context(), env.Client, greeting{"ann"})
+			if err != nil || len(sub.Warnings) > 0 {
+				t.Errorf("warnings %v, %v", sub.Warnings, err)
+			}
+			ids <- sub.ID
+		})
 		env.Advance(50*time.Hour + time.Minute)
 		if task := env.MustComplete(<-ids); task.StartedAt.Sub(task.CreatedAt) > 2*time.Second {
 			t.Errorf("it started after %s", task.StartedAt.Sub(task.CreatedAt))
@@ -187,6 +193,28 @@ func TestADroppedStoreIsFoundAgain(t *testing.T) {
 			t.Errorf("it was over after %s", waited)
 		}
 	})
+}
+
+func TestAFaultMayLastForDays(t *testing.T) {
+	Run(t, handlers(nil), func(t *testing.T, env *Env) {
+		env.PauseWorker(2 * time.Hour)
+		env.MustComplete(submit(t, env, greet, greeting{"ann"}))
+		env.DropStore(26 * time.Hour)
+		id := submit(t, env, greet, greeting{"ann"})
+		env.Drain()
+		env.MustComplete(id)
+	})
+}
+
+func TestASkippedTestIsSkipped(t *testing.T) {
+	skipped := true
+	t.Run("inner", func(t *testing.T) {
+		defer func() { skipped = t.Skipped() }()
+		Run(t, nil, func(t *testing.T, _ *Env) { t.SkipNow() })
+	})
+	if !skipped {
+		t.Error("it was not")
+	}
 }
 
 func TestSubmittedFindsATaskByItsInput(t *testing.T) {

@@ -4,14 +4,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/sqlite"
@@ -27,28 +24,38 @@ type Trial struct {
 	mu      sync.Mutex
 	points  []string // that were passed
 	effects []string
-	crash   func() // ends the worker; nil once it has
+	known   map[string]bool // keys of effects
+	crash   func()          // ends the worker
 }
 
-// Effect records that something happened outside of opscore's store, such as a charge or a mail: what a test's stand-in for the
-// outside world calls when it does it. What is equal is the same thing twice.
-func (tr *Trial) Effect(format string, args ...any) {
+// Effect records that something happens outside of opscore's store, such as a mail: what a test's stand-in for the outside world calls in
+// order to do it. What is equal is the same thing twice. The worker may crash before and after: then Effect does not return, so a
+// stand-in that holds a lock must release it with defer, and one with a memory of its own would remember what has not happened: see [Trial.EffectOnce].
+func (tr *Trial) Effect(format string, args ...any) { tr.EffectOnce("", format, args...) }
+
+// EffectOnce is Effect for a world that knows keys, as a bank does that takes a charge with a key that it has had for the same charge: with
+// a key that was there before, nothing happens. An empty key is none.
+func (tr *Trial) EffectOnce(key, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
+	tr.point("before " + text)
 	tr.mu.Lock()
-	tr.effects = append(tr.effects, text)
+	if !tr.known[key] {
+		tr.effects = append(tr.effects, text)
+		tr.known[key] = key != ""
+	}
 	tr.mu.Unlock()
 	tr.point("after " + text)
 }
 
 // Twice shows what a handler does twice, or not at all, if its worker crashes. It runs the handler on in once without a crash, and then
-// once for every place where the worker might die: at each call that it makes to opscore (Submit, Cancel and Retry through the Client, Log, Progress),
-// after each [Trial.Effect], and after its end, before the result is recorded. Each time the task runs again on the next worker. The
+// once for every place where the worker might die: around each effect ([Trial.Effect]), Submit, Cancel and Retry of the Client, at Log and Progress, and after
+// the handler's end, before its result is recorded. Each time the task runs again on the next worker. The
 // test fails, naming place and effects, if in the end something happened more often than without a crash, or less often, or the task
-// ended otherwise. A task that was submitted with equal args counts as an effect.
+// ended otherwise. A task that was submitted with equal args counts as an effect. The task has three attempts.
 //
 // Each run is a trial of its own, in fake time: handler makes a handler for it, with stand-ins that know nothing of other trials, and uses the t that
-// it is given. At a
-// crash the handler's goroutine ends inside the call; deferred functions still run, which a real crash would not do.
+// it is given. At a crash the handler's goroutine ends inside the call. Deferred functions still run, and so do other goroutines that the
+// handler has started, which a real crash would not allow.
 func Twice[In, Out any](t *testing.T, handler func(*testing.T, *Trial) func(context.Context, In) (Out, error), in In) {
 	t.Helper()
 	once := try(t, handler, in, 0)
@@ -63,56 +70,38 @@ func Twice[In, Out any](t *testing.T, handler func(*testing.T, *Trial) func(cont
 // try runs one trial.
 func try[In, Out any](t *testing.T, handler func(*testing.T, *Trial) func(context.Context, In) (Out, error), in In, crashAt int) (o ended) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "opscore.db")
-	watch(t, stillFor, func(p *pulse) {
-		synctest.Test(t, func(t *testing.T) {
-			p.enter()
-			store, err := sqlite.Open(path)
-			if err != nil {
-				t.Fatalf("open store: %v", err)
+	h := opscore.Handlers{}
+	inBubbleOf(t, stillFor, h, func(t *testing.T, e *Env) {
+		tr := &Trial{Store: e.Store.(*sqlite.Store), crashAt: crashAt, known: map[string]bool{}}
+		tr.Client = &opscore.Client{Store: &overheard{e.Client.Store, tr}, OnEvent: tr.submitted}
+		a := opscore.Actor[In, Out]{Name: "trial", MaxAttempts: 3}
+		opscore.Handle(h, a, attempt(tr, handler(t, tr)))
+		tr.points, tr.effects = nil, nil // of making it
+		crashed := make(chan struct{})
+		tr.crash = func() {
+			e.hand.(*local).gate.kill()
+			close(crashed)
+		}
+		e.start()
+		sub, err := a.Submit(t.Context(), e.Client, in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		isCrashed := func() bool {
+			select {
+			case <-crashed:
+				return true
+			default:
+				return false
 			}
-			tr := &Trial{Client: &opscore.Client{Store: &overheard{Store: store}}, Store: store, crashAt: crashAt}
-			tr.Client.Store.(*overheard).trial = tr
-			a := opscore.Actor[In, Out]{Name: "trial"}
-			h := opscore.Handlers{}
-			opscore.Handle(h, a, attempt(tr, handler(t, tr)))
-			e := newFake(t, store, h, &p.beats)
-			defer p.leave()
-			defer e.close(store.Close)
-			e.start()
-			crashed := make(chan struct{})
-			tr.crash = func() {
-				e.hand.(*local).gate.kill()
-				close(crashed)
-			}
-			sub, err := a.Submit(t.Context(), e.Client, in)
-			if err != nil {
-				t.Fatal(err)
-			}
-			tr.followCrash(e, crashed, sub.ID)
-			o = tr.end(e, sub.ID)
-		})
+		}
+		e.follow(sub.ID, func(t opscore.Task) bool { return t.State.Terminal() || isCrashed() })
+		if isCrashed() {
+			e.CrashWorker()
+		}
+		o = tr.end(e, sub.ID)
 	})
 	return o
-}
-
-// followCrash waits for the crash, or for the task's end if there is none, and gives the task the next worker.
-func (tr *Trial) followCrash(e *Env, crashed <-chan struct{}, id opscore.ID) {
-	for began := time.Now(); ; e.step(time.Since(began)) {
-		select {
-		case <-crashed:
-			e.CrashWorker()
-			return
-		default:
-		}
-		t, err := e.Client.Get(e.t.Context(), id)
-		if err != nil {
-			e.t.Fatal(err)
-		}
-		if t.State.Terminal() || e.hopeless(t, time.Since(began)) != "" {
-			return
-		}
-	}
 }
 
 // attempt wraps a handler, so that a trial hears of what it does.
@@ -215,6 +204,13 @@ func times(got, want int) string {
 	return fmt.Sprintf("%d times instead of %d", got, want)
 }
 
+// submitted hears of submits, also of those in transactions.
+func (tr *Trial) submitted(e opscore.Event) {
+	if e.Kind == opscore.EventSubmitted {
+		tr.point("after Submit " + e.Actor)
+	}
+}
+
 // overheard is the store of a handler's client: each call is two places to crash at.
 type overheard struct {
 	opscore.Store
@@ -223,7 +219,7 @@ type overheard struct {
 
 // Insert implements [opscore.Inserter].
 func (o *overheard) Insert(ctx context.Context, requests []opscore.Request) ([]opscore.Inserted, error) {
-	defer o.between("Submit " + requests[0].Actor)()
+	o.trial.point("before Submit " + requests[0].Actor)
 	return o.Store.Insert(ctx, requests)
 }
 

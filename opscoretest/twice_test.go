@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/sqlite"
 )
 
 type purchase struct {
@@ -17,30 +18,10 @@ type purchase struct {
 
 var mail = opscore.Actor[purchase, string]{Name: "mail"}
 
-// bank is a stand-in that charges a number once, if it is careful.
-type bank struct {
-	trial   *Trial
-	careful bool
-
-	mu      sync.Mutex
-	charged map[int]bool
-}
-
-func (b *bank) charge(number int) {
-	b.mu.Lock()
-	done := b.charged[number]
-	b.charged[number] = true
-	b.mu.Unlock()
-	if !done || !b.careful {
-		b.trial.Effect("charged %d", number)
-	}
-}
-
 // forgetful does everything again.
 func forgetful(_ *testing.T, tr *Trial) func(context.Context, purchase) (string, error) {
-	b := &bank{trial: tr, charged: map[int]bool{}}
 	return func(ctx context.Context, o purchase) (string, error) {
-		b.charge(o.Number)
+		tr.Effect("charged %d", o.Number)
 		if _, err := mail.Submit(ctx, tr.Client, o); err != nil {
 			return "", err
 		}
@@ -51,10 +32,10 @@ func forgetful(_ *testing.T, tr *Trial) func(context.Context, purchase) (string,
 
 // mindful does the same and can be repeated.
 func mindful(_ *testing.T, tr *Trial) func(context.Context, purchase) (string, error) {
-	b := &bank{trial: tr, careful: true, charged: map[int]bool{}}
 	return func(ctx context.Context, o purchase) (string, error) {
-		b.charge(o.Number)
-		if _, err := mail.Submit(ctx, tr.Client, o, opscore.Unique("order-"+strconv.Itoa(o.Number))); err != nil {
+		key := "order-" + strconv.Itoa(o.Number)
+		tr.EffectOnce(key, "charged %d", o.Number)
+		if _, err := mail.Submit(ctx, tr.Client, o, opscore.Unique(key)); err != nil {
 			return "", err
 		}
 		opscore.FromContext(ctx).Progress(1, "done")
@@ -65,15 +46,53 @@ func mindful(_ *testing.T, tr *Trial) func(context.Context, purchase) (string, e
 // hasty notes that it has charged before it does.
 func hasty(_ *testing.T, tr *Trial) func(context.Context, purchase) (string, error) {
 	paid := map[int]bool{}
-	return func(ctx context.Context, o purchase) (string, error) {
-		if paid[o.Number] {
-			return "", nil
+	return func(_ context.Context, o purchase) (string, error) {
+		if !paid[o.Number] {
+			paid[o.Number] = true
+			tr.Effect("charged %d", o.Number)
 		}
-		paid[o.Number] = true
-		opscore.FromContext(ctx).Log.Info("paid")
-		tr.Effect("charged %d", o.Number)
 		return "", nil
 	}
+}
+
+// careless sends a mail once its task is completed: nobody will do it again.
+func careless(t *testing.T, tr *Trial) func(context.Context, purchase) (string, error) {
+	return func(ctx context.Context, o purchase) (string, error) {
+		tx, err := tr.Store.DB().BeginTx(ctx, nil)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = tx.Rollback() }()
+		if _, err := mail.Submit(ctx, tr.Client, o, sqlite.In(tx)); err != nil {
+			return "", err
+		}
+		if err := errors.Join(sqlite.Complete(ctx, tx, "ordered"), tx.Commit()); err != nil {
+			t.Error(err)
+		}
+		tr.Effect("thanked for %d", o.Number)
+		return "ordered", nil
+	}
+}
+
+// snoozing comes back in ten days, and fails at first.
+func snoozing(_ *testing.T, tr *Trial) func(context.Context, purchase) (string, error) {
+	slept := false
+	return func(ctx context.Context, o purchase) (string, error) {
+		opscore.FromContext(ctx).Log.Info("awake")
+		switch {
+		case !slept:
+			slept = true
+			return "", opscore.Snooze(10 * 24 * time.Hour)
+		case opscore.FromContext(ctx).Attempt < 2:
+			return "", errors.New("not yet")
+		}
+		tr.EffectOnce("key", "charged %d", o.Number)
+		return "ordered", nil
+	}
+}
+
+func TestAHandlerThatSnoozesCanBeTried(t *testing.T) {
+	Twice(t, snoozing, purchase{Number: 7})
 }
 
 func TestAHandlerThatCanBeRepeatedPasses(t *testing.T) {
@@ -92,9 +111,9 @@ func TestEveryPlaceToCrashAtIsTried(t *testing.T) {
 			return h(ctx, o)
 		}
 	}, purchase{Number: 7})
-	// Once without a crash; twice for each of: after the charge, before and after the submit, at the progress, after the end.
-	if runs != 1+2*5 {
-		t.Errorf("the handler ran %d times, want 11", runs)
+	// Once without a crash; twice for each of: before and after the charge, before and after the submit, at the progress, after the end.
+	if runs != 1+2*6 {
+		t.Errorf("the handler ran %d times, want 13", runs)
 	}
 }
 

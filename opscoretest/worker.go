@@ -69,7 +69,7 @@ type post struct {
 }
 
 // hireLocal starts a worker behind the gate and returns when it is ready.
-func hireLocal(ctx context.Context, g *gate, p post) (*local, error) {
+func hireLocal(ctx context.Context, g *gate, p post) (hand, error) {
 	sources, done, err := p.sources(g)
 	if err != nil {
 		return nil, err
