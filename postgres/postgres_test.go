@@ -69,8 +69,6 @@ func TestConformance(t *testing.T) { storetest.Run(t, harness(t)) }
 
 func TestOutboxConformance(t *testing.T) { storetest.RunOutbox(t, harness(t)) }
 
-func TestAdopterConformance(t *testing.T) { storetest.RunAdopter(t, harness(t)) }
-
 func TestTheStoreBehavesLikeItsModel(t *testing.T) {
 	h, url := harness(t), database(t)
 	h.Open = func(string) (opscore.Store, func() error, error) { // one database for all histories: to create one takes longer than a history

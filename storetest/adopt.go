@@ -125,21 +125,33 @@ var adoptions = []scenario{
 		e.wantVerdicts("adopted", e.adopt(wants(w, 2), low, late, early, high), "pending", "pending", "claimed", "claimed")
 		e.wantIDs("claimed then", ids(e.claim(wants(w, 10))), late.Request.ID, low.Request.ID)
 	}},
+	{"one that waits is seen by the next claim although others wait that are less urgent", func(e *env) {
+		w := e.worker()
+		for range 3 {
+			e.submit(opscore.Priority(-5))
+		}
+		e.claim(wants(w, 1)) // whatever a store remembers of what is due
+		m := message()
+		e.wantVerdicts("without room", e.adopt(wants(w, 0), m), "pending")
+		e.wantIDs("claimed then", ids(e.claim(wants(w, 1))), m.Request.ID)
+	}},
 	{"what may not start is pending", func(e *env) {
 		w := e.worker()
 		if err := e.store.Pause(e.ctx, []string{"paused"}, "ann", ""); err != nil {
 			e.Fatalf("pause: %v", err)
 		}
 		expired := message(opscore.At(time.Now().Add(time.Hour)), opscore.ExpiresAt(time.Now().Add(-time.Second)))
-		adopted := e.adopt(wants(w, 10), message(opscore.Queue("paused")), message(opscore.After(time.Hour)), message(actor("other")), expired, message())
-		e.wantVerdicts("adopted", adopted, "pending", "pending", "pending", "pending", "claimed")
+		late := message(opscore.ExpiresAt(time.Now().Add(-time.Minute)))
+		adopted := e.adopt(wants(w, 10), message(opscore.Queue("paused")), message(opscore.After(time.Hour)), message(actor("other")), expired, late, message())
+		e.wantVerdicts("adopted", adopted, "pending", "pending", "pending", "pending", "pending", "claimed")
 		e.wantVerdicts("without room", e.adopt(wants(w, 0), message()), "pending")
 		e.wantVerdicts("without a worker", e.adopt(opscore.Claim{Actors: []string{"act"}, Max: 10}, message()), "pending")
 		tasks, err := e.store.Expire(e.ctx)
 		if err != nil {
 			e.Fatalf("expire: %v", err)
 		}
-		e.wantIDs("expired", ids(tasks), expired.Request.ID)
+		want(e, "expired", len(tasks), 2)
+		want(e, "code", e.wantState(late.Request.ID, opscore.Failed).Code, opscore.CodeExpired)
 	}},
 	{"a message that comes again while its task is not over changes nothing", func(e *env) {
 		w, other := e.worker(), e.worker()
@@ -240,16 +252,19 @@ var adoptions = []scenario{
 			slices.Reverse(some[n*5:])
 			wg.Go(func() {
 				for part := range slices.Chunk(some, 10) {
-					for _, a := range e.adopt(wants(w, 10), part...) {
-						mu.Lock()
-						if a.Claimed {
+					adopted, err := e.store.(opscore.Adopter).Adopt(e.ctx, wants(w, 10), part)
+					if err != nil {
+						e.Errorf("adopt: %v", err)
+					}
+					mu.Lock()
+					for _, a := range adopted {
+						if a.Claimed && a.Task.Worker == w {
 							owners[a.Task.ID]++
-							want(e, "owner", a.Task.Worker, w)
-						} else if a.Orphan != "" {
+						} else if a.Claimed || a.Orphan != "" {
 							e.Errorf("answer = %+v", a)
 						}
-						mu.Unlock()
 					}
+					mu.Unlock()
 				}
 			})
 		}
