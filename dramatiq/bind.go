@@ -62,7 +62,7 @@ func reads(t reflect.Type) bool {
 // only returns the one argument that there must be.
 func only(args, kwargs []byte, positional int) (doc []byte, err error) {
 	each(kwargs, func(name, _ []byte) bool {
-		key, _ := unquote(name)
+		key := unquote(name)
 		err = fmt.Errorf("got an unexpected keyword argument '%s'", clip(key))
 		return false
 	})
@@ -138,7 +138,7 @@ func fill(takes []parameter, args, kwargs []byte, positional int) (doc []byte, e
 		known[p.name] = true
 	}
 	each(kwargs, func(name, value []byte) bool {
-		switch key, _ := unquote(name); {
+		switch key := unquote(name); {
 		case !known[key]:
 			err = fmt.Errorf("got an unexpected keyword argument '%s'", clip(key))
 		case given[key] != nil:
@@ -214,7 +214,7 @@ func finite(in reflect.Type, args, kwargs []byte) (err error) {
 		return err
 	}
 	each(kwargs, func(name, value []byte) bool {
-		key, _ := unquote(name)
+		key := unquote(name)
 		return refuse("'"+clip(key)+"'", value)
 	})
 	return err

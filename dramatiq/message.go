@@ -74,7 +74,7 @@ func decode(body []byte) (m Message, err error) {
 		return m, fmt.Errorf("option %s is there twice", twice)
 	}
 	m.Args, m.Kwargs, m.Options = values["args"], values["kwargs"], values["options"]
-	m.Actor, _ = unquote(values["actor_name"])
+	m.Actor = unquote(values["actor_name"])
 	m.identify(values)
 	return m, nil
 }
@@ -83,7 +83,7 @@ func decode(body []byte) (m Message, err error) {
 func take(object []byte) (values map[string][]byte, err error) {
 	values = make(map[string][]byte, len(fields))
 	each(object, func(name, value []byte) bool {
-		key, _ := unquote(name)
+		key := unquote(name)
 		switch {
 		case !slices.Contains(fields, key):
 			err = fmt.Errorf("unknown key %q", clip(key))
@@ -99,14 +99,14 @@ func take(object []byte) (values map[string][]byte, err error) {
 // identify reads the fields that nothing depends on: what is wrong with them is a note.
 func (m *Message) identify(values map[string][]byte) {
 	if raw := values["queue_name"]; raw[0] == '"' {
-		m.Queue, _ = unquote(raw)
+		m.Queue = unquote(raw)
 	} else {
 		m.note("queue_name is %s", kind(raw))
 	}
 	switch raw := values["message_id"]; {
 	case raw == nil || string(raw) == "null":
 	case raw[0] == '"':
-		m.ID, _ = unquote(raw)
+		m.ID = unquote(raw)
 	default:
 		m.ID = string(raw[:min(len(raw), 200)])
 		m.note("message_id is %s", kind(raw))
@@ -128,7 +128,7 @@ func (m *Message) note(format string, args ...any) {
 func repeated(object []byte) (twice string) {
 	seen := map[string]bool{}
 	each(object, func(name, _ []byte) bool {
-		key, _ := unquote(name)
+		key := unquote(name)
 		if seen[key] {
 			twice = clip(key)
 		}

@@ -41,7 +41,7 @@ type options struct {
 func readOptions(object []byte) options {
 	o := options{delay: -1, maxRetries: -1, minBackoff: -1, maxBackoff: -1, maxAge: -1, timeLimit: -1, priority: -1}
 	each(object, func(name, value []byte) bool {
-		key, _ := unquote(name)
+		key := unquote(name)
 		o.read(key, value)
 		return true
 	})
@@ -165,7 +165,7 @@ func (o *options) name(key string, value []byte, into *string) {
 		o.note("%s is %s: it counts as not given", key, shown(value))
 		return
 	}
-	*into, _ = unquote(value)
+	*into = unquote(value)
 }
 
 // shown is a value as a note shows it.
@@ -215,7 +215,7 @@ func without(object []byte, key string) []byte {
 	changed := make([]byte, 0, len(object)+64)
 	changed = append(changed, '{')
 	each(object, func(name, value []byte) bool {
-		if text, _ := unquote(name); text == key {
+		if text := unquote(name); text == key {
 			return true
 		}
 		if len(changed) > 1 {

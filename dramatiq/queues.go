@@ -21,7 +21,7 @@ var queueRule = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9._-]*$`)
 
 // ValidQueue reports, as an [opscore.ErrInvalid], whether name can name a queue of Dramatiq: not one of its companions.
 func ValidQueue(name string) error {
-	why := ""
+	var why string
 	switch {
 	case !queueRule.MatchString(name) || len(name) > 200:
 		why = "a name of Dramatiq's has letters, digits, . _ and -, and begins with a letter or _"

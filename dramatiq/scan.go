@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -84,10 +85,8 @@ func (s *scanner) value(depth int) error {
 	case c == '-' || '0' <= c && c <= '9':
 		return s.number()
 	}
-	for _, word := range []string{"null", "true", "false", "NaN", "Infinity"} {
-		if s.word(word) {
-			return nil
-		}
+	if slices.ContainsFunc([]string{"null", "true", "false", "NaN", "Infinity"}, s.word) {
+		return nil
 	}
 	return s.errorf("no value of JSON begins like this")
 }
@@ -254,12 +253,12 @@ func nonFinite(value []byte) string {
 	return ""
 }
 
-// unquote returns what a valid string says; ok is false if it says something that no text of ours can hold, such as half a character.
-func unquote(raw []byte) (text string, ok bool) {
+// unquote returns what a valid string says; half a character in it is replaced.
+func unquote(raw []byte) (text string) {
 	if err := json.Unmarshal(raw, &text); err != nil {
-		return "", false
+		panic(err) // it was valid
 	}
-	return text, true
+	return text
 }
 
 // quote writes a string as Python does: in ASCII.
