@@ -47,12 +47,7 @@ func decodeFile(c *config, path string) (map[string]candidate, error) {
 		"retention": func(n *yaml.Node) error { return d.retention(n, &c.retention) },
 		"actors":    func(n *yaml.Node) error { return d.actors(n, c) },
 	}
-	for _, s := range settings() {
-		top[s.key] = func(n *yaml.Node) (err error) {
-			given[s.key], err = d.setting(s, n)
-			return err
-		}
-	}
+	d.settings(top, given)
 	if err := d.object(root.Content[0], "the file", top); err != nil {
 		return nil, err
 	}
@@ -180,6 +175,25 @@ func (d *decoder) list(n *yaml.Node, key string) ([]string, error) {
 	return texts, nil
 }
 
+// settings adds to the accepted keys those of the table of settings. What they read goes into given.
+func (d *decoder) settings(top fields, given map[string]candidate) {
+	groups := map[string]fields{}
+	for _, s := range settings() {
+		at, name := top, s.key
+		if group, rest, nested := strings.Cut(s.key, "."); nested {
+			if groups[group] == nil {
+				groups[group] = fields{}
+				top[group] = func(n *yaml.Node) error { return d.object(n, group, groups[group]) }
+			}
+			at, name = groups[group], rest
+		}
+		at[name] = func(n *yaml.Node) (err error) {
+			given[s.key], err = d.setting(s, n)
+			return err
+		}
+	}
+}
+
 // setting reads and checks one setting of the table, whether or not a flag or variable wins over it.
 func (d *decoder) setting(s setting, n *yaml.Node) (candidate, error) {
 	var raw []string
@@ -246,16 +260,7 @@ func (d *decoder) retention(n *yaml.Node, r *opscore.Retention) error {
 
 func (d *decoder) keep(n *yaml.Node, where string, k *opscore.Keep) error {
 	field := func(key string, into *time.Duration) func(*yaml.Node) error {
-		return parsed(d, where+"."+key, into, func(text string) (time.Duration, error) {
-			if text == "forever" {
-				return opscore.Forever, nil
-			}
-			p, err := parsePeriod(text)
-			if err != nil {
-				err = fmt.Errorf("%w; or forever", err)
-			}
-			return p, err
-		})
+		return parsed(d, where+"."+key, into, parseRetention)
 	}
 	return d.object(n, where, fields{
 		"completed": field("completed", &k.Completed),

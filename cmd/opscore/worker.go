@@ -48,7 +48,7 @@ func (a *app) workerCommand() *cobra.Command {
 			return a.work(cmd, readyFile, func(*config, opscore.Handlers) {})
 		},
 	}
-	addSettingFlags(c.Flags(), "broker", "broker_queue_type", "queues", "slots", "drain", "grace")
+	addWorkerFlags(c.Flags())
 	c.Flags().StringVar(&readyFile, "ready-file", "", "write `FILE`, a JSON object about the worker, when it is ready; removed at its end")
 	c.AddCommand(a.workerListCommand())
 	return c
@@ -71,7 +71,7 @@ opscore.yaml, and listens to all their queues. Submit tasks to it from another t
 			})
 		},
 	}
-	addSettingFlags(c.Flags(), "broker", "broker_queue_type", "queues", "slots", "drain", "grace")
+	addWorkerFlags(c.Flags())
 	c.Flags().StringVar(&readyFile, "ready-file", "", "write `FILE`, a JSON object about the worker, when it is ready; removed at its end")
 	return c
 }
