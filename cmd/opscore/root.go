@@ -50,7 +50,7 @@ func (a *app) rootCommand() *cobra.Command {
 		}
 	}
 	add("work", a.runCommand(), a.devCommand(), a.workerCommand(), a.submitCommand())
-	add("look", a.taskCommand(), a.queueCommand())
+	add("look", a.taskCommand(), a.queueCommand(), a.orphanCommand())
 	add("admin", a.migrateCommand(), a.configCommand(), a.versionCommand())
 	return root
 }
