@@ -16,7 +16,7 @@ import (
 const (
 	giveBackFor  = 10 * time.Minute
 	giveBackSoon = 50 * time.Millisecond
-	giveBackLate = 5 * time.Second
+	giveBackLate = 500 * time.Millisecond
 	maxStrays    = 10_000
 )
 
