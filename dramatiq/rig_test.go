@@ -179,7 +179,7 @@ func (r *rig) work(h opscore.Handlers, w worker) (stop func()) {
 	w.Sources = []opscore.Source{source, opscore.FromStore(r.store, 0)}
 	w.Adapter = &dramatiq.Adapter{Client: r.client, Actors: w.actors}
 	w.OnReady = func(opscore.WorkerInfo) { close(ready) }
-	stop = r.background(w.Worker.Run)
+	stop = r.background(w.Run)
 	select {
 	case <-ready:
 	case <-time.After(time.Minute):

@@ -32,6 +32,7 @@ func (m Message) WithOption(name string, value []byte) (Message, error) {
 	o := readOptions(with(emptyObject, name, value))
 	switch {
 	case name == "throws":
+		o.notes = nil
 		o.note("throws: a message cannot carry it: Python's worker would lose the message")
 	case name == "eta":
 		o.note("eta: it belongs to delayed messages alone")

@@ -329,7 +329,8 @@ func (r *rig) poison(v vector, want string) {
 	r.Helper()
 	state, why, _ := strings.Cut(want, ": ")
 	id := uuid.NewString()
-	body := strings.Replace(string(v.body()), "00000000-0000-4000-8000-0000000000aa\",\"message_timestamp\":1700000000000}", id+`","message_timestamp":1700000000000}`, -1)
+	body := strings.ReplaceAll(string(v.body()), `00000000-0000-4000-8000-0000000000aa","message_timestamp":1700000000000}`,
+		id+`","message_timestamp":1700000000000}`)
 	before := map[opscore.ID]bool{}
 	for _, t := range r.tasks() {
 		before[t.ID] = true

@@ -35,6 +35,7 @@ type config struct {
 	retention opscore.Retention
 	orphans   int // that are kept
 	actors    []commandActor
+	dramatiq  dramatiqConfig
 	values    []value // every setting with where it came from
 }
 
@@ -45,7 +46,10 @@ type setting struct {
 	def   string // "" if the default is computed
 	list  bool
 	usage string
-	parse func(c *config, raw []string) error
+	// name is the flag's, where it is not made of the key; a toggle's flag needs no value.
+	name   string
+	toggle bool
+	parse  func(c *config, raw []string) error
 	// redact leaves of a value what cannot be secret; nil means redactDatabase.
 	redact func(string) string
 }
@@ -59,10 +63,15 @@ func (s setting) shown(raw []string) string {
 	return redactDatabase(text)
 }
 
-func (s setting) flag() string { return strings.NewReplacer("_", "-", ".", "-").Replace(s.key) }
+func (s setting) flag() string {
+	if s.name != "" {
+		return s.name
+	}
+	return strings.NewReplacer("_", "-", ".", "-").Replace(s.key)
+}
 
 func settings() []setting {
-	return []setting{
+	return append([]setting{
 		{
 			key: "database", env: "OPSCORE_DATABASE_URL",
 			usage: "keep the tasks in `FILE`, or at a postgres:// URL (default $XDG_STATE_HOME/opscore/opscore.db, else ~/.local/state/opscore/opscore.db)",
@@ -172,20 +181,24 @@ func settings() []setting {
 				return nil
 			},
 		},
-	}
+	}, dramatiqSettings()...)
 }
 
 func addSettingFlags(flags *pflag.FlagSet, keys ...string) {
 	for _, s := range settings() {
 		if slices.Contains(keys, s.key) {
 			flags.String(s.flag(), "", s.usage)
+			if s.toggle {
+				flags.Lookup(s.flag()).NoOptDefVal = "true"
+			}
 		}
 	}
 }
 
 // addWorkerFlags adds those of the commands that run a worker.
 func addWorkerFlags(flags *pflag.FlagSet) {
-	addSettingFlags(flags, "broker", "broker_queue_type", "queues", "slots", "drain", "grace", "orphans.keep", "orphans.max")
+	addSettingFlags(flags, "broker", "broker_queue_type", "queues", "slots", "drain", "grace", "orphans.keep", "orphans.max",
+		"dramatiq.queues", "dramatiq.strict", "dramatiq.max_priority", "dramatiq.dead_letter_ttl")
 }
 
 // candidate is one place that gives a setting a value.

@@ -18,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/dramatiq"
 )
 
 const maxConfigBytes = 1 << 20
@@ -47,7 +48,7 @@ func decodeFile(c *config, path string) (map[string]candidate, error) {
 		"retention": func(n *yaml.Node) error { return d.retention(n, &c.retention) },
 		"actors":    func(n *yaml.Node) error { return d.actors(n, c) },
 	}
-	d.settings(top, given)
+	d.settings(top, given, map[string]fields{"dramatiq": d.dramatiqFields(c, given)})
 	if err := d.object(root.Content[0], "the file", top); err != nil {
 		return nil, err
 	}
@@ -176,7 +177,8 @@ func (d *decoder) list(n *yaml.Node, key string) ([]string, error) {
 }
 
 // settings adds to the accepted keys those of the table of settings. What they read goes into given.
-func (d *decoder) settings(top fields, given map[string]candidate) {
+// more are other keys of their objects, or other ways to read them.
+func (d *decoder) settings(top fields, given map[string]candidate, more map[string]fields) {
 	groups := map[string]fields{}
 	for _, s := range settings() {
 		at, name := top, s.key
@@ -191,6 +193,9 @@ func (d *decoder) settings(top fields, given map[string]candidate) {
 			given[s.key], err = d.setting(s, n)
 			return err
 		}
+	}
+	for group, others := range more {
+		maps.Copy(groups[group], others)
 	}
 }
 
@@ -273,6 +278,9 @@ func (d *decoder) actors(n *yaml.Node, c *config) error {
 	return d.entries(n, "actors", func(name string, k, v *yaml.Node) error {
 		if err := opscore.ValidName("actor", name); err != nil {
 			return d.errorf(k, "%s", err)
+		}
+		if name == dramatiq.SendActor {
+			return d.errorf(k, "actor %s: the name is reserved for what sends messages to Dramatiq; choose another", name)
 		}
 		if slices.Contains(demoActors(), name) {
 			return d.errorf(k, "actor %s: the name belongs to a demo actor of run and dev; choose another", name)
