@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -282,4 +283,21 @@ func adders() opscore.Handlers {
 	h := opscore.Handlers{}
 	opscore.Handle(h, opscore.Actor[sum, int]{Name: "add"}, func(_ context.Context, in sum) (int, error) { return in.X + in.Y, nil })
 	return h
+}
+
+// node starts a broker of the test's own with a virtual host that is not "/".
+func node(t *testing.T) (n *nodes.RabbitMQ, at string) {
+	t.Helper()
+	n = nodes.OwnRabbitMQ(t)
+	u, err := url.Parse(n.URL("/"))
+	check(t, err)
+	eval(t, n, fmt.Sprintf(`ok = rabbit_vhost:add(<<"app">>, <<"t">>),
+		ok = rabbit_auth_backend_internal:set_permissions(<<"%s">>, <<"app">>, <<".*">>, <<".*">>, <<".*">>, <<"t">>)`, u.User.Username()))
+	return n, n.URL("app")
+}
+
+func eval(t *testing.T, n *nodes.RabbitMQ, text string) {
+	t.Helper()
+	_, err := n.Eval(t.Context(), text)
+	check(t, err)
 }

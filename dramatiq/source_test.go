@@ -196,7 +196,7 @@ func TestWhatIsNotOursGoesBackToAForeignConsumer(t *testing.T) {
 	r.work(adders(), worker{})
 	r.until("it is seen", func() bool { return r.logged.has("foreign_consumers=1") })
 	want := map[string]bool{}
-	for range 20 {
+	for range 5 {
 		want[r.send("python_only", "default", "[]", "{}", "{}").String()] = true
 	}
 	for len(want) > 0 {
