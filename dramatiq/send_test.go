@@ -191,3 +191,40 @@ func TestARemoteActorSendsExactlyIfItsTransactionCommits(t *testing.T) {
 		t.Errorf("an input that is no object: %v", err)
 	}
 }
+
+// TestTheDocumentedPermissionsAreEnough takes queues over that exist, and makes others.
+func TestTheDocumentedPermissionsAreEnough(t *testing.T) {
+	r := newRig(t)
+	n := nodes.Broker(t)
+	r.declare(0, "images", "mail")
+	for i, may := range []struct{ queue, configure, write, read string }{
+		{"images", `^$`, `^amq\\.default$`, `^(images|mail)(\\.DQ)?$`},
+		{"made", `^(made|mail)(\\.[DX]Q)?$`, `^((made|mail)(\\.[DX]Q)?|amq\\.default)$`, `^(made|mail)(\\.[DX]Q)?$`},
+	} {
+		at, err := url.Parse(r.at)
+		check(t, err)
+		name := fmt.Sprintf("limited%d", i)
+		_, err = n.Eval(t.Context(), fmt.Sprintf(`ok = rabbit_auth_backend_internal:add_user(<<"%[1]s">>, <<"pw">>, <<"t">>),
+			ok = rabbit_auth_backend_internal:set_permissions(<<"%[1]s">>, <<"%[2]s">>, <<"%[3]s">>, <<"%[4]s">>, <<"%[5]s">>, <<"t">>)`,
+			name, at.Path[1:], may.configure, may.write, may.read))
+		check(t, err)
+		t.Cleanup(func() {
+			_, err := n.Eval(context.WithoutCancel(t.Context()), `rabbit_auth_backend_internal:delete_user(<<"`+name+`">>, <<"t">>)`)
+			check(t, err)
+		})
+		at.User = url.UserPassword(name, "pw")
+		stop := r.work(adders(), worker{
+			session: r.connect(at.String()), source: dramatiq.Options{Queues: map[string][]string{may.queue: nil}}, actors: map[string]string{"notify": "mail"},
+		})
+		r.until("the queue is there", func() bool {
+			_, err := r.channel().QueueDeclarePassive(may.queue+".DQ", true, false, false, false, nil)
+			return err == nil
+		})
+		r.completed(r.send("add", may.queue, "[1,2]", "{}", `{"on_success":"notify"}`), "3")
+		r.callback("mail", "notify")
+		nobody := r.send("nobody", may.queue, "[]", "{}", "{}")
+		r.orphan(opscore.CodeActorUnknown, nobody)
+		r.get(may.queue + ".XQ")
+		stop()
+	}
+}

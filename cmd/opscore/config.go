@@ -198,7 +198,7 @@ func addSettingFlags(flags *pflag.FlagSet, keys ...string) {
 // addWorkerFlags adds those of the commands that run a worker.
 func addWorkerFlags(flags *pflag.FlagSet) {
 	addSettingFlags(flags, "broker", "broker_queue_type", "queues", "slots", "drain", "grace", "orphans.keep", "orphans.max",
-		"dramatiq.queues", "dramatiq.strict", "dramatiq.max_priority", "dramatiq.dead_letter_ttl")
+		"dramatiq.queues", "dramatiq.strict", "dramatiq.send", "dramatiq.max_priority", "dramatiq.dead_letter_ttl")
 }
 
 // candidate is one place that gives a setting a value.

@@ -30,13 +30,13 @@ func (s *session) dispatch(ctx context.Context, h opscore.Handlers, log *slog.Lo
 		return dispatch{}, err
 	}
 	d := dispatch{b, b.Publisher(), []opscore.Source{b.Source()}}
-	if len(s.conf.dramatiq.queues) > 0 {
+	if s.conf.speaksDramatiq() {
 		messages, err := s.takeOver(b, h, log)
 		if err != nil {
 			d.close()
 			return dispatch{}, err
 		}
-		d.sources = append(d.sources, messages)
+		d.sources = append(d.sources, messages...)
 	}
 	return d, nil
 }

@@ -22,6 +22,7 @@ type dramatiqConfig struct {
 	queues  []string            // to be taken over
 	allowed map[string][]string // actors of a queue; a queue that is not in it allows all
 	strict  bool
+	send    bool // also without queues
 	declare dramatiq.Queues
 	actors  map[string]string // the queues of Python's
 }
@@ -49,9 +50,15 @@ func dramatiqSettings() []setting {
 			key: "dramatiq.strict", name: "strict", env: "OPSCORE_DRAMATIQ_STRICT", def: "false", toggle: true,
 			usage: "refuse messages of Dramatiq for which no task was stored before: they are orphans",
 			parse: func(c *config, raw []string) (err error) {
-				if c.dramatiq.strict, err = strconv.ParseBool(raw[0]); err != nil {
-					err = errors.New("accepted: true, false")
-				}
+				c.dramatiq.strict, err = parseToggle(raw[0])
+				return err
+			},
+		},
+		{
+			key: "dramatiq.send", env: "OPSCORE_DRAMATIQ_SEND", def: "false", toggle: true,
+			usage: "send the messages that tasks ask for; a worker with --dramatiq does so anyway",
+			parse: func(c *config, raw []string) (err error) {
+				c.dramatiq.send, err = parseToggle(raw[0])
 				return err
 			},
 		},
@@ -76,6 +83,14 @@ func dramatiqSettings() []setting {
 			},
 		},
 	}
+}
+
+func parseToggle(text string) (bool, error) {
+	on, err := strconv.ParseBool(text)
+	if err != nil {
+		return false, errors.New("accepted: true, false")
+	}
+	return on, nil
 }
 
 // dramatiqFields are the keys of the object dramatiq that are no settings of one value.
@@ -146,6 +161,8 @@ func (c *config) checkDramatiq() error {
 		return usagef("dramatiq.strict (%s): no queue of Dramatiq is given; see --dramatiq", c.origin("dramatiq.strict"))
 	case len(c.dramatiq.queues) > 0 && c.broker == "":
 		return usagef("dramatiq.queues (%s): no broker is given, from which their messages could come; see --broker", c.origin("dramatiq.queues"))
+	case c.dramatiq.send && c.broker == "":
+		return usagef("dramatiq.send (%s): no broker is given, to which messages could be sent; see --broker", c.origin("dramatiq.send"))
 	}
 	for queue := range c.dramatiq.allowed {
 		if !slices.Contains(c.dramatiq.queues, queue) && len(c.dramatiq.queues) > 0 {
@@ -156,8 +173,11 @@ func (c *config) checkDramatiq() error {
 	return nil
 }
 
-// takeOver makes the worker take over queues of Dramatiq, and adds the handler that sends messages.
-func (s *session) takeOver(b *rabbitmq.Broker, h opscore.Handlers, log *slog.Logger) (opscore.Source, error) {
+// speaksDramatiq reports whether the worker has anything to do with Dramatiq.
+func (c *config) speaksDramatiq() bool { return c.dramatiq.send || len(c.dramatiq.queues) > 0 }
+
+// takeOver adds the handler that sends messages, and the sources that take over queues of Dramatiq.
+func (s *session) takeOver(b *rabbitmq.Broker, h opscore.Handlers, log *slog.Logger) ([]opscore.Source, error) {
 	store, ok := s.store.(dramatiq.Store)
 	if !ok {
 		return nil, fmt.Errorf("dramatiq.queues: %s cannot take messages over", s.place)
@@ -167,18 +187,22 @@ func (s *session) takeOver(b *rabbitmq.Broker, h opscore.Handlers, log *slog.Log
 		return nil, err
 	}
 	dramatiq.HandleSend(h, sender)
+	if len(s.conf.dramatiq.queues) == 0 {
+		return nil, nil
+	}
 	queues := map[string][]string{}
 	for _, q := range s.conf.dramatiq.queues {
 		queues[q] = s.conf.dramatiq.allowed[q]
 	}
-	return dramatiq.NewSource(b.Session, store, dramatiq.Options{
+	source, err := dramatiq.NewSource(b.Session, store, dramatiq.Options{
 		Queues: queues, Strict: s.conf.dramatiq.strict, Declare: s.conf.dramatiq.declare, Handlers: h, Log: log,
 	})
+	return []opscore.Source{source}, err
 }
 
 // workQueues are those that the worker listens to: with Dramatiq's, for their retries, and that of what is sent.
 func (s *session) workQueues(h opscore.Handlers) []string {
-	if len(s.conf.dramatiq.queues) == 0 {
+	if !s.conf.speaksDramatiq() {
 		return s.conf.queues
 	}
 	queues := s.conf.queues
