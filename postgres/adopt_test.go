@@ -157,8 +157,9 @@ func TestOrphansOfTheSchemaBeforeAreKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = conn.Exec(t.Context(), before+`COMMIT; INSERT INTO opscore.orphan (id, queue, reason, first_seen, last_seen, count, headers, body)
-		VALUES ('00000000-0000-0000-0000-000000000001', 'q', 'undecodable', now(), now(), 2, '{}', 'body')`)
+	const store = `INSERT INTO opscore.orphan (id, queue, reason, first_seen, last_seen, count, headers, body)
+		VALUES ('00000000-0000-0000-0000-00000000000%d', 'q', 'undecodable', now(), now(), 2, '{}', 'body')` // as version 2 does
+	_, err = conn.Exec(t.Context(), before+"COMMIT; "+fmt.Sprintf(store, 1))
 	if err := errors.Join(err, conn.Close(t.Context())); err != nil {
 		t.Fatal(err)
 	}
@@ -166,13 +167,19 @@ func TestOrphansOfTheSchemaBeforeAreKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := open(t, url)
+	if _, err := s.Pool().Exec(t.Context(), fmt.Sprintf(store, 2)); err != nil {
+		t.Fatalf("a worker of the version before keeps an orphan: %v", err)
+	}
 	id := opscore.ID{15: 1}
 	if _, err := s.KeepOrphans(t.Context(), []opscore.Orphan{{ID: id, Queue: "q", Reason: opscore.CodeUndecodable, Body: []byte("body")}}); err != nil {
 		t.Fatal(err)
 	}
-	o, err := s.GetOrphan(t.Context(), id)
-	if err != nil || o.Count != 3 || o.Message != id || o.Size != 4 {
-		t.Errorf("orphan = %+v, %v", o, err)
+	for last, seen := range map[byte]int{1: 3, 2: 2} {
+		id := opscore.ID{15: last}
+		o, err := s.GetOrphan(t.Context(), id)
+		if err != nil || o.Count != seen || o.Message != id || o.Size != 4 {
+			t.Errorf("orphan = %+v, %v", o, err)
+		}
 	}
 }
 

@@ -19,7 +19,7 @@ import (
 var _ opscore.Orphans = (*Store)(nil)
 
 // orphanHead are the columns of an orphan that scanOrphan reads, without its body.
-const orphanHead = "id, message, queue, actor, reason, why, first_seen, last_seen, count, headers, size"
+const orphanHead = `id, coalesce(message, id), queue, actor, reason, why, first_seen, last_seen, count, headers, greatest(size, length(body))`
 
 // scanOrphan reads orphanHead, then more.
 func scanOrphan(rows pgx.Rows, more ...any) (o opscore.Orphan, err error) {
@@ -247,7 +247,7 @@ func orphanConditions(f opscore.OrphanFilter) (where string, args []any) {
 	}
 	add(f.Reason != "", "reason = $%d", string(f.Reason))
 	add(f.Queue != "", "queue = $%d", f.Queue)
-	add(f.Message != opscore.ID{}, "message = $%d", f.Message)
+	add(f.Message != opscore.ID{}, "coalesce(message, id) = $%d", f.Message)
 	add(f.OlderThan > 0, "last_seen < clock_timestamp() - $%d * interval '1 microsecond'", f.OlderThan.Microseconds())
 	add(f.NewerThan > 0, "last_seen >= clock_timestamp() - $%d * interval '1 microsecond'", f.NewerThan.Microseconds())
 	add(f.Before != opscore.ID{}, "(first_seen, id) < (SELECT first_seen, id FROM opscore.orphan WHERE id = $%d)", f.Before)

@@ -2,7 +2,8 @@
 -- What a task that was a message of another system has besides: its own wait before retries, and what else the message held.
 ALTER TABLE opscore.task ADD COLUMN retry jsonb, ADD COLUMN origin bytea;
 
--- Several orphans may have come with one message id, and say why they are orphans.
+-- Several orphans may have come with one message id, and say why they are orphans. Workers of the version before go on storing theirs, with
+-- neither message nor digest.
 ALTER TABLE opscore.orphan
 	ADD COLUMN message uuid,
 	ADD COLUMN digest  uuid, -- the first half of the whole body's SHA-256
@@ -10,12 +11,6 @@ ALTER TABLE opscore.orphan
 	ADD COLUMN why     text NOT NULL DEFAULT '',
 	ADD COLUMN size    integer NOT NULL DEFAULT 0; -- of the whole body
 UPDATE opscore.orphan SET message = id, digest = left(encode(sha256(body), 'hex'), 32)::uuid, size = length(body);
-ALTER TABLE opscore.orphan
-	ALTER COLUMN message SET NOT NULL,
-	ALTER COLUMN digest SET NOT NULL,
-	ALTER COLUMN actor DROP DEFAULT,
-	ALTER COLUMN why DROP DEFAULT,
-	ALTER COLUMN size DROP DEFAULT;
 CREATE UNIQUE INDEX orphan_message ON opscore.orphan (message, digest);
 
 -- +goose Down
