@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -202,6 +203,10 @@ func (s *Source) match(ctx context.Context, want opscore.Claim, all []*arrival) 
 			continue
 		case t != nil && t.Actor == a.message.Actor && !t.State.Terminal():
 			matched = append(matched, a)
+			continue
+		case t != nil && t.Actor == a.message.Actor && time.Since(t.FinishedAt) < lateFor:
+			s.log.Info("a message came after its task was over", "message", a.message.ID, "actor", t.Actor, "state", t.State)
+			s.done(a.delivery)
 			continue
 		}
 		if err := s.mismatched(ctx, a, t); err != nil {

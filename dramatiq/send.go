@@ -70,7 +70,8 @@ func NewSender(session *rabbitmq.Session, q Queues) (*Sender, error) {
 	}
 	s := &Sender{session: session, queues: q}
 	s.sender = session.Sender("dramatiq send", func(ctx context.Context, name string) error {
-		return declare(ctx, session, q, strings.TrimSuffix(name, delayed))
+		_, err := declare(ctx, session, q, strings.TrimSuffix(name, delayed))
+		return err
 	})
 	return s, nil
 }
@@ -122,8 +123,8 @@ func Send(ctx context.Context, urls string, q Queues, m Message) error {
 	return s.Send(ctx, m)
 }
 
-// declare sees to it that a queue exists with what belongs to it. What exists is used as it is.
-func declare(ctx context.Context, session *rabbitmq.Session, q Queues, queue string) error {
+// declare sees to it that a queue exists with what belongs to it, and says whether it had to make it. What exists is used as it is.
+func declare(ctx context.Context, session *rabbitmq.Session, q Queues, queue string) (made bool, err error) {
 	for _, d := range q.of(queue) {
 		err := session.On(ctx, func(ch *amqp.Channel) error {
 			_, err := ch.QueueDeclarePassive(d.name, true, false, false, false, nil)
@@ -134,15 +135,16 @@ func declare(ctx context.Context, session *rabbitmq.Session, q Queues, queue str
 				_, err := ch.QueueDeclare(d.name, true, false, false, false, d.args)
 				return err
 			})
+			made = made || err == nil && d.name == queue
 			if code(err) == amqp.PreconditionFailed {
 				err = nil // somebody else has just made it, in another way
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("queue %s: %w", d.name, err)
+			return made, fmt.Errorf("queue %s: %w", d.name, err)
 		}
 	}
-	return nil
+	return made, nil
 }
 
 // mismatches says in which ways queues are not as q says: a Python worker that is configured like q would fail to declare them.

@@ -63,7 +63,9 @@ const (
 	leastAhead  = 10
 	mostAhead   = 500
 	lookEvery   = 10 * time.Second // for other consumers
+	lookAgain   = time.Second      // before a message is given up
 	workersFor  = time.Second      // how long the registry is believed
+	lateFor     = time.Minute      // in strict mode, a task that was pulled may be over before its message comes
 	graceForRow = 300 * time.Millisecond
 	rowTries    = 4 // in strict mode, a row that is being committed is waited for: 1 to 2 s
 )
@@ -88,12 +90,17 @@ func NewSource(session *rabbitmq.Session, store Store, o Options) (*Source, erro
 	}
 	return &Source{
 		session: session, store: store, options: o, log: cmp.Or(o.Log, slog.Default()), inbox: newInbox(), resume: make(chan struct{}, 1),
-		strays: strays{seen: map[string]stray{}, foreign: map[string]int{}},
+		strays: strays{seen: map[string]stray{}, foreign: map[string]int{}, met: map[string]time.Time{}},
 	}, nil
 }
 
 // Next implements [opscore.Source].
 func (s *Source) Next(ctx context.Context, want opscore.Claim) ([]opscore.Task, error) {
+	for queue := range s.options.Queues {
+		if !slices.Contains(want.Queues, queue) {
+			return nil, &opscore.Error{Code: opscore.CodeInvalid, Message: "the worker does not listen to queue " + queue + ": what is taken over from it would not be retried"}
+		}
+	}
 	s.enter(want)
 	defer s.leave()
 	s.start.Do(func() { s.session.Keep(ctx, "dramatiq consume", nil, s.serve) })
@@ -155,8 +162,12 @@ type consumer struct {
 func (s *Source) serve(ctx context.Context, conn *amqp.Connection) error {
 	queues := slices.Sorted(maps.Keys(s.options.Queues))
 	for _, q := range queues {
-		if err := declare(ctx, s.session, s.options.Declare, q); err != nil {
+		made, err := declare(ctx, s.session, s.options.Declare, q)
+		if err != nil {
 			return err
+		}
+		if made {
+			s.log.Warn("a queue of Dramatiq's did not exist and was made: is its name right?", "queue", q)
 		}
 		for _, differ := range mismatches(ctx, s.session, s.options.Declare, q) {
 			s.log.Warn("a queue is used as it is, though it is not as configured", "queue", q, "differs", differ)
@@ -199,7 +210,7 @@ func (c *consumer) watch(ctx context.Context, queues []string, gone <-chan *amqp
 	tick, look := time.NewTicker(parkAfter/4), time.NewTicker(lookEvery)
 	defer tick.Stop()
 	defer look.Stop()
-	c.lookAround(ctx, queues)
+	c.lookAround(ctx, 0)
 	for {
 		var err error
 		select {
@@ -217,7 +228,7 @@ func (c *consumer) watch(ctx context.Context, queues []string, gone <-chan *amqp
 		case <-c.resume:
 			err = c.work(ctx, queues)
 		case <-look.C:
-			c.lookAround(ctx, queues)
+			c.lookAround(ctx, 0)
 		case <-tick.C:
 			if busy, want := c.busy(); busy && c.inbox.since() > parkAfter {
 				err = c.park(ctx, want)

@@ -185,6 +185,45 @@ func TestAMessageForAnActorOfAnotherWorkerOfOursBecomesItsTask(t *testing.T) {
 	r.completed(r.send("greet", "default", "[]", `{"you": 1}`, "{}"), `"{\"you\":1}"`)
 }
 
+// TestEveryCapturedMessageRuns puts each into a queue again, as it was captured, and runs it with a handler that takes anything.
+func TestEveryCapturedMessageRuns(t *testing.T) {
+	r := newRig(t)
+	r.declare(0, "vec", "vecout")
+	h := opscore.Handlers{}
+	want := map[opscore.ID]string{}
+	var bodies []vector
+	for _, v := range vectors(t, "vectors") {
+		m, err := dramatiq.Decode(v.body())
+		if err != nil {
+			continue // TestEveryCapturedMessageIsDecodedAndEncodedToTheSameValues knows which
+		}
+		if m.ID == "00000000-0000-4000-8000-0000000000aa" { // made by hand, several with this id
+			v.UTF8 = strings.ReplaceAll(v.UTF8, m.ID, uuid.NewString())
+			m, err = dramatiq.Decode(v.body())
+			check(t, err)
+		}
+		v.Queue = strings.Replace(v.Queue, ".XQ", "", 1)
+		bodies = append(bodies, v)
+		id, err := m.TaskID()
+		check(t, err)
+		want[id] = v.name
+		if _, known := h[m.Actor]; !known {
+			opscore.Handle(h, opscore.Actor[json.RawMessage, int]{Name: m.Actor}, func(_ context.Context, in json.RawMessage) (int, error) { return len(in), nil })
+		}
+	}
+	r.work(h, worker{source: dramatiq.Options{Queues: map[string][]string{"vec": nil, "vecout": nil}}})
+	r.keep() // fails those that are too old by now
+	for _, v := range bodies {
+		r.publish(v.Queue, v.body())
+	}
+	for id, name := range want {
+		r.until(name+" is over", func() bool {
+			task, err := r.client.Get(t.Context(), id)
+			return err == nil && (task.State == opscore.Completed || task.RunAt.After(time.Now()) || task.Code == opscore.CodeExpired)
+		})
+	}
+}
+
 // TestWhatIsNotOursGoesBackToAForeignConsumer lets a worker that is not ours have the actor that we do not.
 func TestWhatIsNotOursGoesBackToAForeignConsumer(t *testing.T) {
 	r := newRig(t)

@@ -25,8 +25,10 @@ type strays struct {
 	mu      sync.Mutex
 	workers []opscore.WorkerInfo
 	read    time.Time
-	foreign map[string]int   // consumers of a queue that are not ours, as far as is known
-	seen    map[string]stray // by queue and id
+	looked  time.Time            // for other consumers
+	foreign map[string]int       // consumers of a queue that are not ours, as far as is known
+	met     map[string]time.Time // when a queue had some last
+	seen    map[string]stray     // by queue and id
 }
 
 // stray is a message that was given back.
@@ -46,6 +48,7 @@ func (s *Source) sort(ctx context.Context, others []*arrival) (known []*arrival,
 		s.again(others)
 		return nil, err
 	}
+	s.lookAround(ctx, lookAgain)
 	for _, a := range others {
 		why := fmt.Sprintf("no live worker that listens to queue %s has actor %s", a.queue, clip(a.message.Actor))
 		if !s.takes(a.queue, a.message.Actor) {
@@ -83,11 +86,12 @@ func (s *Source) workers(ctx context.Context) ([]opscore.WorkerInfo, error) {
 	return all, nil
 }
 
-// giveBack puts a message back into its queue, after a while, for consumers that are not ours: until one has taken it, or it has come here for too long.
+// giveBack puts a message back into its queue, after a while, for consumers that are not ours, even if they are just being started again: until one
+// has taken it, or it has come here for too long.
 func (s *Source) giveBack(a *arrival) bool {
 	s.strays.mu.Lock()
 	defer s.strays.mu.Unlock()
-	if s.strays.foreign[a.queue] == 0 {
+	if met, ever := s.strays.met[a.queue]; !ever || time.Since(met) > giveBackFor {
 		return false
 	}
 	now, key := time.Now(), a.queue+" "+a.message.ID
@@ -119,32 +123,55 @@ func (s *strays) forget(now time.Time) (n int) {
 	return n
 }
 
-// lookAround counts the consumers that are not ours. Those of ours that rest while they are busy are counted as well, so that there may be more.
-func (c *consumer) lookAround(ctx context.Context, queues []string) {
-	workers, err := c.workers(ctx)
-	if err != nil {
-		return // it is said where messages need it
+// lookAround counts the consumers that are not ours, unless somebody has just done so. Those of ours that rest while they are busy are counted as
+// well, so that there may be more.
+func (s *Source) lookAround(ctx context.Context, unless time.Duration) {
+	s.strays.mu.Lock()
+	fresh := time.Since(s.strays.looked) < unless
+	s.strays.looked = time.Now()
+	s.strays.mu.Unlock()
+	workers, err := s.workers(ctx)
+	if err != nil || fresh {
+		return // that the registry cannot be read is said where messages need it
 	}
-	for _, q := range queues {
-		var found int
-		if err := c.session.On(ctx, func(ch *amqp.Channel) error {
-			state, err := ch.QueueDeclarePassive(q, true, false, false, false, nil)
-			found = state.Consumers
-			return err
-		}); err != nil {
-			continue
+	for q := range s.options.Queues {
+		if found, err := s.consumers(ctx, q); err == nil {
+			s.meet(q, found-ours(workers, q))
 		}
-		for _, w := range workers {
-			if w.Live && slices.Contains(w.Actors, SendActor) && slices.Contains(w.Queues, q) {
-				found--
-			}
+	}
+}
+
+// consumers counts those of a queue.
+func (s *Source) consumers(ctx context.Context, queue string) (n int, err error) {
+	err = s.session.On(ctx, func(ch *amqp.Channel) error {
+		state, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+		n = state.Consumers
+		return err
+	})
+	return n, err
+}
+
+// ours counts the workers of ours that take messages from a queue.
+func ours(workers []opscore.WorkerInfo, queue string) (n int) {
+	for _, w := range workers {
+		if w.Live && slices.Contains(w.Actors, SendActor) && slices.Contains(w.Queues, queue) {
+			n++
 		}
-		c.strays.mu.Lock()
-		before := c.strays.foreign[q]
-		c.strays.foreign[q] = max(found, 0)
-		c.strays.mu.Unlock()
-		if found > 0 && found != before {
-			c.log.Warn("the queue has consumers that are not ours, such as workers of Python: each message goes to one of us", "queue", q, "foreign_consumers", found)
-		}
+	}
+	return n
+}
+
+// meet notes how many consumers of a queue are not ours.
+func (s *Source) meet(queue string, foreign int) {
+	s.strays.mu.Lock()
+	before := s.strays.foreign[queue]
+	s.strays.foreign[queue] = max(foreign, 0)
+	if foreign > 0 {
+		s.strays.met[queue] = time.Now()
+	}
+	s.strays.mu.Unlock()
+	if foreign > 0 && foreign != before {
+		s.log.Warn("the queue has consumers that are not ours, such as workers of Python: each message goes to one of us", "queue", queue,
+			"foreign_consumers", foreign)
 	}
 }
