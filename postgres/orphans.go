@@ -337,6 +337,9 @@ func (s *Store) AdoptOrphan(ctx context.Context, id opscore.ID, m opscore.Adopti
 		}
 		return err
 	})
+	if refused(err) {
+		err = &opscore.Error{Code: opscore.CodeInvalid, Message: "the message cannot be stored", Err: secretless{err}}
+	}
 	if err != nil {
 		return opscore.Task{}, err
 	}

@@ -251,6 +251,7 @@ func (s *session) adoptOrphan(ctx context.Context, store opscore.Orphans, id ops
 	if err != nil {
 		return err
 	}
+	s.warn(opscore.Submission{ID: t.ID, Warnings: s.client.Warnings(ctx, t.Queue, t.Actor)})
 	if s.json {
 		return s.printJSON(t)
 	}
