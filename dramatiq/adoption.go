@@ -78,8 +78,8 @@ func (m *Message) adoption(queue string, h opscore.Handlers) (a opscore.Adoption
 func labels(id string, own map[string]string) map[string]string {
 	all := make(map[string]string, len(own)+1)
 	maps.Copy(all, own)
-	if len(id) > opscore.MaxLabelValue {
-		id = strings.ToValidUTF8(id[:opscore.MaxLabelValue], "")
+	if len(id) > opscore.MaxLabelValue || strings.ContainsRune(id, 0) {
+		id = clip(id)
 	}
 	all[MessageLabel] = id
 	return all

@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/dramatiq"
+	"github.com/opscore/opscore/internal/nodes"
+	"github.com/opscore/opscore/postgres"
 )
 
 // sent takes a message out of a queue of Python's.
@@ -191,5 +194,46 @@ func TestWhatTakesLongerThanTheBrokersPatienceRunsOnce(t *testing.T) {
 	}
 	if r.logged.has("delivery acknowledgement") || r.logged.has("it closed the channel") {
 		t.Error("the broker closed the channel")
+	}
+}
+
+// TestAnOutcomeWaitsUntilWhatFollowsIsStored takes the database away from what stores that, and from nothing else.
+func TestAnOutcomeWaitsUntilWhatFollowsIsStored(t *testing.T) {
+	r := newRig(t)
+	r.declare(0, "default", "python")
+	at, err := url.Parse(r.url)
+	check(t, err)
+	proxy := nodes.NewProxy(t, at.Host)
+	other, err := postgres.Open(t.Context(), proxy.URL(r.url), postgres.Options{Log: r.log})
+	check(t, err)
+	t.Cleanup(other.Close)
+	r.work(adders(), worker{adapter: &dramatiq.Adapter{Client: &opscore.Client{Store: other}, Actors: map[string]string{"ok": "python"}}})
+	proxy.Cut()
+	id := r.send("add", "default", "[1,2]", "{}", `{"on_success":"ok"}`)
+	r.until("it cannot be stored", func() bool { return r.logged.has("cannot store what follows from an attempt") })
+	if task, err := r.client.Get(t.Context(), id); err != nil || task.State != opscore.Running {
+		t.Errorf("the task is %s, %v", task.State, err)
+	}
+	proxy.Heal()
+	r.completed(id, "3")
+	r.callback("python", "ok")
+}
+
+func TestAWorkerWithoutAnAdapterGivesATaskBack(t *testing.T) {
+	r := newRig(t)
+	body, id := message("add", "default", "[1,2]", "{}", "{}")
+	a, err := dramatiq.Adoption("default", body, nil)
+	check(t, err)
+	_, err = r.store.Adopt(t.Context(), opscore.Claim{}, []opscore.Adoption{a})
+	check(t, err)
+	stop := r.background((&opscore.Worker{Store: r.store, Handlers: adders(), Queues: []string{"default"}, Log: r.log}).Run)
+	var task opscore.Task
+	r.until("it is given back", func() bool {
+		task, err = r.client.Get(t.Context(), id)
+		return err == nil && task.Code == opscore.CodeArgsIncompatible
+	})
+	stop()
+	if task.Attempt != 0 || !strings.Contains(task.Error, "no adapter") {
+		t.Errorf("%d attempts, error %q", task.Attempt, task.Error)
 	}
 }

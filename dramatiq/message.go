@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 
@@ -231,10 +232,17 @@ func kind(raw []byte) string {
 	return "a number"
 }
 
-// clip makes text fit for an error.
+// clip makes text of a message fit for errors, logs and columns: short, and without control characters, of which no database takes all.
 func clip(text string) string {
-	if len(text) > 80 {
-		return strings.ToValidUTF8(text[:80], "") + "…"
+	if len(text) > maxClip {
+		text = strings.ToValidUTF8(text[:maxClip], "") + "…"
 	}
-	return text
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, text)
 }
+
+const maxClip = 80

@@ -102,6 +102,7 @@ func (s *Source) kept(d *delivery, o opscore.Orphan) opscore.Orphan {
 	if o.ID == (opscore.ID{}) {
 		o.ID = uuid.NewSHA1(uuid.NameSpaceOID, d.Body)
 	}
+	o.Actor = clip(o.Actor)
 	o.Queue, o.Headers, o.Body, o.Size = d.queue, string(headers), d.Body, len(d.Body)
 	o.Message = o.ID
 	return o

@@ -152,6 +152,7 @@ type worker struct {
 	source  dramatiq.Options
 	session *rabbitmq.Session
 	actors  map[string]string // queues of Python's
+	adapter *dramatiq.Adapter
 }
 
 // work runs a worker until the test ends, or until it is stopped, and returns when it is ready.
@@ -178,7 +179,10 @@ func (r *rig) work(h opscore.Handlers, w worker) (stop func()) {
 	ready := make(chan struct{})
 	w.Store, w.Handlers, w.Log, w.Drain = r.store, h, r.log, 10*time.Second
 	w.Sources = []opscore.Source{source, opscore.FromStore(r.store, 0)}
-	w.Adapter = &dramatiq.Adapter{Client: r.client, Actors: w.actors}
+	if w.adapter == nil {
+		w.adapter = &dramatiq.Adapter{Client: r.client, Actors: w.actors}
+	}
+	w.Adapter = w.adapter
 	w.OnReady = func(opscore.WorkerInfo) { close(ready) }
 	stop = r.background(w.Run)
 	select {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/dramatiq"
@@ -416,4 +417,43 @@ func (r *rig) tasks() []opscore.Task {
 	all, err := r.client.List(r.Context(), opscore.Filter{Limit: 1000})
 	check(r, err)
 	return all
+}
+
+// TestHostileTextStopsNothing puts characters that a database does not take, and long names, into everything that is kept.
+func TestHostileTextStopsNothing(t *testing.T) {
+	r := newRig(t)
+	r.declare(0, "default")
+	r.work(adders(), worker{})
+	const nul = `a\u0000\u001b[31m`
+	long := strings.Repeat("x", 100_000)
+	field := func(key, value string) {
+		body, _ := message("add", "default", "[1,2]", "{}", `{"max_retries":0}`)
+		var doc map[string]json.RawMessage
+		check(t, json.Unmarshal(body, &doc))
+		doc[key] = json.RawMessage(value)
+		body, err := json.Marshal(doc)
+		check(t, err)
+		r.publish("default", body)
+	}
+	for _, text := range []string{nul, long} {
+		field("actor_name", `"`+text+`"`)
+		field("message_id", `"`+text+`"`)
+		field("queue_name", `"`+text+`"`)
+		field("kwargs", `{"`+text+`":1}`)
+		field("args", `["`+text+`",2]`)
+		field("options", `{"retries":1,"max_retries":1,"traceback":"`+text+`","on_success":"`+text+`","eta":"`+text+`"}`)
+		field("options", `{"max_retries":0,"pipe_target":{"`+text+`":1}}`)
+		field(strings.ReplaceAll(text, `\u0000\u001b`, "\x00\x1b"), `1`)
+		check(t, r.ch.PublishWithContext(t.Context(), "", "default", false, false, amqp.Publishing{Body: []byte("{"), Headers: amqp.Table{"x": text}}))
+	}
+	r.completed(r.send("add", "default", "[1,2]", "{}", "{}"), "3")
+	r.until("all are over", func() bool {
+		n := r.count("SELECT count(*) FROM opscore.task WHERE state IN ('completed', 'failed') AND actor = 'add'")
+		return n == 13 && r.count("SELECT count(*) FROM opscore.orphan") >= 5
+	})
+	for _, task := range r.tasks() {
+		if task.Actor == "add" && task.Code == opscore.CodeResultInvalid {
+			t.Errorf("its outcome could not be stored: %s", task.Error)
+		}
+	}
 }
