@@ -20,7 +20,7 @@ type delivery struct {
 }
 
 // feed is one connection's worth of deliveries.
-type feed struct{}
+type feed struct{ name string }
 
 // inbox holds deliveries. Its methods may be used concurrently.
 type inbox struct {

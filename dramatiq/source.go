@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/opscore/opscore"
@@ -173,7 +174,7 @@ func (s *Source) serve(ctx context.Context, conn *amqp.Connection) error {
 			s.log.Warn("a queue is used as it is, though it is not as configured", "queue", q, "differs", differ)
 		}
 	}
-	c := &consumer{Source: s, conn: conn, feed: &feed{}}
+	c := &consumer{Source: s, conn: conn, feed: &feed{"opscore-" + uuid.NewString()}}
 	var err error
 	if c.main, err = rabbitmq.Await(ctx, conn, conn.Channel); err != nil {
 		return err
@@ -257,7 +258,7 @@ func (c *consumer) work(ctx context.Context, queues []string) error {
 }
 
 func (c *consumer) consume(ctx context.Context, ch *amqp.Channel, queue, name string, ahead int) error {
-	tag := fmt.Sprintf("opscore-%p-%s", c.feed, name)
+	tag := c.feed.name + "-" + name
 	deliveries, err := rabbitmq.Await(ctx, c.conn, func() (<-chan amqp.Delivery, error) {
 		if err := ch.Qos(ahead, 0, false); err != nil {
 			return nil, err
