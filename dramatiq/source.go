@@ -62,7 +62,7 @@ const (
 	idleFor     = 250 * time.Millisecond
 	parkAfter   = 200 * time.Millisecond // without a free slot, what waits goes back to the queue
 	leastAhead  = 10
-	mostAhead   = 500
+	mostAhead   = 200
 	lookEvery   = 10 * time.Second // for other consumers
 	lookAgain   = time.Second      // before a message is given up
 	workersFor  = time.Second      // how long the registry is believed
