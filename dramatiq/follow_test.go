@@ -38,7 +38,7 @@ func (r *rig) callback(queue, actor string) (about map[string]any, tells string)
 
 func TestWhatFollowsFromAMessageIsSent(t *testing.T) {
 	r := newRig(t)
-	r.declare(0, "default", "python")
+	r.declare(0, "default", "python", "spent") // the order of two that follow from one attempt is not certain
 	h := adders()
 	opscore.Handle(h, opscore.Actor[json.RawMessage, string]{Name: "boom"}, func(context.Context, json.RawMessage) (string, error) {
 		return "", errors.New("ValueError: no such thing")
@@ -46,7 +46,7 @@ func TestWhatFollowsFromAMessageIsSent(t *testing.T) {
 	opscore.Handle(h, opscore.Actor[json.RawMessage, string]{Name: "abort"}, func(context.Context, json.RawMessage) (string, error) {
 		return "", opscore.Abort(errors.New("no"))
 	})
-	r.work(h, worker{actors: map[string]string{"ok": "python", "bad": "python", "spent": "python"}})
+	r.work(h, worker{actors: map[string]string{"ok": "python", "bad": "python", "spent": "spent"}})
 
 	id := r.send("add", "default", "[1,2]", "{}", `{"on_success":"ok","mine":3.0}`)
 	about, tells := r.callback("python", "ok")
@@ -55,14 +55,16 @@ func TestWhatFollowsFromAMessageIsSent(t *testing.T) {
 	}
 
 	failed := r.send("boom", "default", `["a"]`, "{}", `{"max_retries":1,"min_backoff":0,"max_backoff":0,"on_failure":"bad","on_retry_exhausted":"spent"}`)
-	for attempt := range 2 {
+	want := map[any]bool{1.: true, 2.: true} // retries so far
+	for range 2 {
 		about, tells := r.callback("python", "bad")
 		options := about["options"].(map[string]any)
-		if tells != `{"message":"no such thing","type":"ValueError"}` || options["retries"] != float64(attempt+1) || options["traceback"] == nil {
-			t.Errorf("on_failure %d tells %s of %v", attempt, tells, about)
+		if tells != `{"message":"no such thing","type":"ValueError"}` || !want[options["retries"]] || options["traceback"] == nil {
+			t.Errorf("on_failure tells %s of %v", tells, about)
 		}
+		delete(want, options["retries"])
 	}
-	if about, tells := r.callback("python", "spent"); tells != `{"retries":1,"max_retries":1}` || about["message_id"] != failed.String() {
+	if about, tells := r.callback("spent", "spent"); tells != `{"retries":1,"max_retries":1}` || about["message_id"] != failed.String() {
 		t.Errorf("on_retry_exhausted tells %s of %v", tells, about)
 	}
 	r.send("abort", "default", "[]", "{}", `{"on_failure":"bad","on_retry_exhausted":"spent"}`)
@@ -70,7 +72,7 @@ func TestWhatFollowsFromAMessageIsSent(t *testing.T) {
 	r.until("all is sent", func() bool {
 		return r.count("SELECT count(*) FROM opscore.task WHERE queue = $1 AND state <> 'completed'", dramatiq.SendActor) == 0
 	})
-	if n := r.waiting("python"); n != 0 {
+	if n := r.waiting("python") + r.waiting("spent"); n != 0 {
 		t.Errorf("%d more messages were sent", n)
 	}
 }
