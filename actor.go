@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 )
@@ -91,11 +92,13 @@ type Handlers map[string]Handler
 
 // Handler runs the tasks of one actor: what [Handle] makes of a typed function.
 type Handler struct {
-	queue string
-	retry Backoff
-	check func(args []byte) error
-	run   func(ctx context.Context, args []byte) ([]byte, error)
-	err   error
+	queue    string
+	retry    Backoff
+	in       reflect.Type
+	defaults Request // as the actor gives them
+	check    func(args []byte) error
+	run      func(ctx context.Context, args []byte) ([]byte, error)
+	err      error
 }
 
 // Handle registers fn as the handler of actor a. Registering an actor twice or with invalid fields makes
@@ -111,6 +114,7 @@ func Handle[In, Out any](h Handlers, a Actor[In, Out], fn func(context.Context, 
 		Actor: a.Name, Queue: a.Queue, Priority: a.Priority, After: a.After, ExpiresAfter: a.ExpiresAfter,
 		MaxAttempts: a.MaxAttempts, Timeout: a.Timeout, Labels: a.Labels,
 	}
+	defaults := probe
 	probe.complete()
 	err := cmp.Or(probe.validate(DefaultMaxArgs), a.Retry.validate())
 	if err != nil {
@@ -120,9 +124,11 @@ func Handle[In, Out any](h Handlers, a Actor[In, Out], fn func(context.Context, 
 		err = invalid("actor %s has two handlers", a.Name)
 	}
 	h[a.Name] = Handler{
-		queue: probe.Queue,
-		retry: a.Retry,
-		err:   err,
+		queue:    probe.Queue,
+		retry:    a.Retry,
+		in:       reflect.TypeFor[In](),
+		defaults: defaults,
+		err:      err,
 		check: func(args []byte) error {
 			_, err := decode(args)
 			return err

@@ -126,6 +126,11 @@ func (c *Client) warner(ctx context.Context) func(queue, actor string) []Cause {
 	}
 }
 
+// Warnings says why a task of the queue and the actor would not start now; nothing, too, if the registry cannot be read.
+func (c *Client) Warnings(ctx context.Context, queue, actor string) []Cause {
+	return c.look(ctx).warnings(queue, actor)
+}
+
 // look reads the registry; the zero view says that it cannot be read.
 func (c *Client) look(ctx context.Context) registryView {
 	view := registryView{at: time.Now()}

@@ -11,13 +11,14 @@ type Code string
 
 // The codes an [Error] carries. Causes recorded on tasks use them as well, so they never change their meaning.
 const (
-	CodeInvalid      Code = "invalid"   // the input is wrong; nothing was stored
-	CodeTooLarge     Code = "too_large" // args or a result exceed their limit; nothing was stored
-	CodeTaskNotFound Code = "task_not_found"
-	CodeConflict     Code = "conflict"      // the state of the task does not allow it
-	CodeLeaseLost    Code = "lease_lost"    // another claim owns the task now
-	CodeHandlerStuck Code = "handler_stuck" // a handler ignored its cancelled context
-	CodeUnavailable  Code = "unavailable"   // the store cannot be used right now, or not by this binary
+	CodeInvalid        Code = "invalid"   // the input is wrong; nothing was stored
+	CodeTooLarge       Code = "too_large" // args or a result exceed their limit; nothing was stored
+	CodeTaskNotFound   Code = "task_not_found"
+	CodeOrphanNotFound Code = "orphan_not_found"
+	CodeConflict       Code = "conflict"      // the state of the task does not allow it
+	CodeLeaseLost      Code = "lease_lost"    // another claim owns the task now
+	CodeHandlerStuck   Code = "handler_stuck" // a handler ignored its cancelled context
+	CodeUnavailable    Code = "unavailable"   // the store cannot be used right now, or not by this binary
 )
 
 // Error is an error with a [Code]. Two Errors match under [errors.Is] when their codes are equal.
@@ -46,12 +47,13 @@ func (e *Error) Is(target error) bool {
 
 // The sentinel errors, to be used with [errors.Is].
 var (
-	ErrInvalid      = &Error{Code: CodeInvalid, Message: "invalid input"}
-	ErrTaskNotFound = &Error{Code: CodeTaskNotFound, Message: "task not found"}
-	ErrConflict     = &Error{Code: CodeConflict, Message: "the task's state does not allow this"}
-	ErrLeaseLost    = &Error{Code: CodeLeaseLost, Message: "the lease was lost: another claim owns the task now"}
-	ErrHandlerStuck = &Error{Code: CodeHandlerStuck, Message: "a handler ignored its cancelled context"}
-	ErrUnavailable  = &Error{Code: CodeUnavailable, Message: "the store is unavailable"}
+	ErrInvalid        = &Error{Code: CodeInvalid, Message: "invalid input"}
+	ErrTaskNotFound   = &Error{Code: CodeTaskNotFound, Message: "task not found"}
+	ErrOrphanNotFound = &Error{Code: CodeOrphanNotFound, Message: "orphan not found"}
+	ErrConflict       = &Error{Code: CodeConflict, Message: "the task's state does not allow this"}
+	ErrLeaseLost      = &Error{Code: CodeLeaseLost, Message: "the lease was lost: another claim owns the task now"}
+	ErrHandlerStuck   = &Error{Code: CodeHandlerStuck, Message: "a handler ignored its cancelled context"}
+	ErrUnavailable    = &Error{Code: CodeUnavailable, Message: "the store is unavailable"}
 )
 
 // CodeOf returns the code of the first [Error] in err's chain, or "" if there is none.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -29,6 +30,7 @@ type Run struct {
 	ClaimSeq    int64 // with ID and Worker the fence: see docs/life-of-a-task.md
 	Worker      ID
 	Labels      map[string]string
+	Origin      json.RawMessage // of an adopted task: what else its message held, see [Adoption]; nil if it was submitted
 
 	// Log keeps what it is given with the task: up to 256 KiB per attempt, from level Debug up.
 	Log *slog.Logger
@@ -85,7 +87,7 @@ func newRun(t Task, maxResult int, every time.Duration, store func(Note)) *Run {
 	n := &notes{fence: Note{Task: t.ID, ClaimSeq: t.ClaimSeq, Worker: t.Worker, Progress: -1}, every: every, store: store}
 	return &Run{
 		ID: t.ID, Actor: t.Actor, Queue: t.Queue, Attempt: t.Attempt, MaxAttempts: t.MaxAttempts,
-		ClaimSeq: t.ClaimSeq, Worker: t.Worker, Labels: t.Labels,
+		ClaimSeq: t.ClaimSeq, Worker: t.Worker, Labels: t.Labels, Origin: t.Origin,
 		Log: slog.New(&logHandler{notes: n}), maxResult: maxResult, notes: n,
 	}
 }

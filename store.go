@@ -210,18 +210,19 @@ type Chores interface {
 	Rescue(ctx context.Context) ([]Task, error)
 	// Expire fails pending tasks that can no longer start in time.
 	Expire(ctx context.Context) ([]Task, error)
-	// Prune removes terminal tasks that are older than their queue's retention, and workers that have long been
-	// gone, and returns how many tasks it removed.
+	// Prune removes terminal tasks that are older than their queue's retention, workers that have long been gone, and
+	// orphans that have not been seen for long, and returns how many tasks it removed.
 	Prune(ctx context.Context, r Retention) (int, error)
 }
 
 // MaxLost is how often a task may be lost with its worker before it is failed as poison.
 const MaxLost = 3
 
-// Retention says how long terminal tasks are kept after they finished.
+// Retention says how long terminal tasks are kept after they finished, and orphans after they were last seen.
 type Retention struct {
 	Default Keep
 	Queues  map[string]Keep // a queue's own; a zero field in it means Default's
+	Orphans time.Duration   // 0 means OrphanFor
 }
 
 // Keep holds one period per terminal state. Forever keeps until a person removes the tasks.
@@ -236,6 +237,9 @@ func (r Retention) validate() error {
 		if k.Completed < 0 || k.Failed < 0 || k.Cancelled < 0 {
 			return invalid("retention: periods must not be negative")
 		}
+	}
+	if r.Orphans < 0 {
+		return invalid("retention: periods must not be negative")
 	}
 	return nil
 }

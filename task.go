@@ -50,7 +50,7 @@ const (
 	CodeLostInWorker     Code = "lost_in_worker"    // its worker is alive but does not know of it
 	CodeResultInvalid    Code = "result_invalid"    // the handler's result cannot be stored
 	CodeRetried          Code = "retried"           // an operator put it back
-	CodeReplayed         Code = "replayed"          // its outcome was recorded again after the database had lost it
+	CodeReplayed         Code = "replayed"          // its outcome was recorded again after the database had lost it; as for orphans see there
 )
 
 // Task is one durable request to run an actor once to an outcome.
@@ -82,6 +82,10 @@ type Task struct {
 	CancelledBy       string    `json:"cancelled_by,omitempty"`
 	Progress          float64   `json:"progress,omitempty"` // 0 to 1, as its handler reported it
 	ProgressText      string    `json:"progress_text,omitempty"`
+
+	// Of a task that was adopted, see [Adoption]:
+	Retry  Backoff         `json:"retry,omitzero"` // the wait before its retries; zero means its actor's
+	Origin json.RawMessage `json:"origin,omitempty"`
 }
 
 // Duration is a [time.Duration] that reads and writes as Go writes it: "1m30s".
@@ -183,6 +187,9 @@ func outcome(t *Task, result []byte, err, cause error, retry Backoff, random flo
 		return o
 	}
 	o.Code, o.Error = CodeError, errorText(err)
+	if t.Retry != (Backoff{}) {
+		retry = t.Retry
+	}
 	o.Delay = retry.Delay(t.Attempt, random)
 	final := t.Attempt >= t.MaxAttempts
 	switch {
@@ -276,6 +283,27 @@ func (b Backoff) Delay(attempts int, random float64) time.Duration {
 		return cmp.Or(b.Max, time.Hour)
 	}
 	return time.Duration(d)
+}
+
+// backoffJSON is how a Backoff is written: with durations that people read.
+type backoffJSON struct {
+	Base   Duration `json:"base,omitzero"`
+	Factor float64  `json:"factor,omitempty"`
+	Jitter float64  `json:"jitter,omitempty"`
+	Max    Duration `json:"max,omitzero"`
+}
+
+// MarshalJSON writes the fields that are not their defaults.
+func (b Backoff) MarshalJSON() ([]byte, error) {
+	return json.Marshal(backoffJSON{Duration(b.Base), b.Factor, b.Jitter, Duration(b.Max)})
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (b *Backoff) UnmarshalJSON(doc []byte) error {
+	var v backoffJSON
+	err := json.Unmarshal(doc, &v)
+	*b = Backoff{time.Duration(v.Base), v.Factor, v.Jitter, time.Duration(v.Max)}
+	return err
 }
 
 func (b Backoff) validate() error {

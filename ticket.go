@@ -65,31 +65,6 @@ type Publisher interface {
 	Waiting(ctx context.Context, queue string) (int, error)
 }
 
-// Orphan is a message that belongs to no task: it is kept, never silently dropped.
-type Orphan struct {
-	ID        ID        `json:"id"` // of the message, or made from its body
-	Queue     string    `json:"queue"`
-	Reason    Code      `json:"reason"`
-	FirstSeen time.Time `json:"first_seen"`
-	LastSeen  time.Time `json:"last_seen"`
-	Count     int       `json:"count"` // how often it came
-	Headers   string    `json:"headers,omitempty"`
-	Body      []byte    `json:"body"`
-}
-
-// Why a message is an orphan, besides [CodeTaskNotFound].
-const (
-	CodeUndecodable     Code = "undecodable"      // it is not a ticket
-	CodeForeignDatabase Code = "foreign_database" // it names tasks of another database
-)
-
-// Limits of what is kept of orphans.
-const (
-	MaxOrphans     = 10_000
-	MaxOrphanBytes = 64 << 10 // of one's body; what is longer is cut off
-	OrphanFor      = 30 * 24 * time.Hour
-)
-
 // Deployment identifies a database, and the broker that works for it.
 type Deployment struct {
 	Instance ID // of the database: made with its schema

@@ -36,6 +36,7 @@ type Worker struct {
 	Grace     time.Duration   // how long after that handlers have to heed their cancelled context; 0 means 5 s
 	Hurry     <-chan struct{} // closed to skip what is left of Drain
 	MaxResult int             // bytes of a result; 0 means 1 MiB
+	Adapter   Adapter         // for tasks that were made of another system's messages; nil means that they are given back
 	Build     string          // empty means what the binary knows of its version
 	Log       *slog.Logger    // nil means [slog.Default]
 	OnEvent   func(Event)
@@ -305,7 +306,9 @@ func (c *crew) perform(ctx context.Context, r *running) {
 		stop()
 		r.cancel(nil)
 		o := outcome(&r.task, result, err, cause, c.Handlers[r.task.Actor].retry, rand.Float64())
-		c.finish(ending{running: r, outcome: o, took: time.Since(began)})
+		if c.follow(r, &o) {
+			c.finish(ending{running: r, outcome: o, took: time.Since(began)})
+		}
 	}()
 	result, err = c.call(ctx, &r.task)
 	if tooBig := checkResult(result, c.MaxResult); err == nil && tooBig != nil {
@@ -320,7 +323,12 @@ func (c *crew) call(ctx context.Context, t *Task) (result []byte, err error) {
 			err = panicError{v, debug.Stack()}
 		}
 	}()
-	return c.Handlers[t.Actor].run(ctx, t.Args)
+	h := c.Handlers[t.Actor]
+	args, err := c.open(ctx, h, t)
+	if err != nil {
+		return nil, err
+	}
+	return h.run(ctx, args)
 }
 
 // finish hands the outcome to the recorder and frees the slot. It waits while too many outcomes are unrecorded,

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -170,12 +171,7 @@ func (s *Store) Prune(ctx context.Context, r opscore.Retention) (int, error) {
 	if err != nil {
 		return 0, unavailable("forget gone workers", err)
 	}
-	_, err = s.pool.Exec(ctx, s.sql("DELETE FROM opscore.orphan WHERE last_seen < clock_timestamp() - $1 * interval '1 microsecond'"),
-		opscore.OrphanFor.Microseconds())
-	if err != nil {
-		return 0, unavailable("forget orphans", err)
-	}
-	return 0, nil
+	return 0, s.forgetOrphans(ctx, cmp.Or(r.Orphans, opscore.OrphanFor))
 }
 
 // prune removes tasks of one state that finished longer than keep ago: those of queue, or, for queue "", those of all

@@ -14,6 +14,7 @@ func (s *Store) Age(ctx context.Context, d time.Duration) error {
 		`UPDATE opscore.worker SET last_beat = last_beat - $1 * interval '1 microsecond', lease_until = lease_until - $1 * interval '1 microsecond',
 			gone_at = gone_at - $1 * interval '1 microsecond'`,
 		"UPDATE opscore.ticket SET at = at - $1 * interval '1 microsecond'",
+		"UPDATE opscore.orphan SET first_seen = first_seen - $1 * interval '1 microsecond', last_seen = last_seen - $1 * interval '1 microsecond'",
 	} {
 		if _, err := s.pool.Exec(ctx, s.sql(text), d.Microseconds()); err != nil {
 			return err
@@ -48,6 +49,8 @@ var HotPath = []struct {
 	{claimDue, 7, "task_due"},
 	{claimNotOut, 8, "task_due"},
 	{claimTickets, 5, "task_pkey"},
+	{adoptSQL, 20, "task_pkey"},
+	{standingSQL, 4, "task_pkey"},
 	{issueSQL, 10, "task_due"},
 	{readLanesSQL, 1, "task_due"},
 	{completeSQL, 4, "task_pkey"},

@@ -239,14 +239,14 @@ func (s *Store) check(ctx context.Context) error {
 		return err
 	}
 	for _, probe := range []string{
-		"SELECT " + head + ", t.args, t.result FROM opscore.task t LIMIT 0",
+		"SELECT " + head + ", t.args, t.result, t.retry, t.origin FROM opscore.task t LIMIT 0",
 		"SELECT task, claim_seq, worker, build, started_at, ended_at, code, error, late FROM opscore.attempt LIMIT 0",
 		"SELECT task, claim_seq, at, level, text FROM opscore.log LIMIT 0",
 		`SELECT id, host, pid, build, queues, actors, slots, state, started_at, last_beat, beats, lease_until, gone_at, cause
 			FROM opscore.worker LIMIT 0`,
 		"SELECT queue, at, by, comment FROM opscore.pause LIMIT 0",
 		"SELECT id, queue, at, tasks, seqs FROM opscore.ticket LIMIT 0",
-		"SELECT id, queue, reason, first_seen, last_seen, count, headers, body FROM opscore.orphan LIMIT 0",
+		"SELECT " + orphanHead + ", digest, body FROM opscore.orphan LIMIT 0",
 		"SELECT instance, epoch FROM opscore.deployment LIMIT 0",
 	} {
 		if _, err := s.pool.Exec(ctx, s.sql(probe)); err != nil {

@@ -45,6 +45,38 @@ var outboxMutants = []storetest.Mutant{
 	{"what comes to stand before the cursor is not seen", "outbox.go", "now.Sub(c.begun) > cursorFor", "false"},
 }
 
+// adopterMutants are for the suite of those that adopt messages.
+var adopterMutants = []storetest.Mutant{
+	{"more are claimed than asked for", "adopt.go", "id) <= $20)", "id) <= $20 + 1)"},
+	{"the least urgent are claimed", "adopt.go", "ORDER BY rank, run_at, id) <= $20", "ORDER BY rank DESC, run_at, id) <= $20"},
+	{"later ones are claimed first", "adopt.go", "ORDER BY rank, run_at, id) <= $20", "ORDER BY rank, run_at DESC, id) <= $20"},
+	{"claims from a paused queue", "adopt.go", " AND r.queue NOT IN (SELECT queue FROM opscore.pause)", ""},
+	{"claims ahead of time", "adopt.go", "AND r.run_at <= r.now AND (", "AND ("},
+	{"claims what has expired", "adopt.go", " AND (r.expires_at IS NULL OR r.expires_at > r.now)", ""},
+	{"claims what the worker cannot run", "adopt.go", " AND r.actor = ANY($19)", " AND cardinality($19::text[]) > 0"},
+	{"duplicates use up the room", "adopt.go", "t.id IS NULL AND r.actor", "r.actor"},
+	{"a worker that is gone adopts", "adopt.go", "WHERE ` + adopter + `),", "WHERE true OR ` + adopter + `),"},
+	{"attempts elsewhere do not count", "adopt.go", "had + claim, claim,", "claim, claim,"},
+	{"a claim without a number", "adopt.go", "had + claim, claim,", "had + claim, 0,"},
+	{"it is as old as its row", "adopt.go", "WHEN r.made = 0 THEN c.now ELSE", "WHEN r.made >= 0 THEN c.now ELSE"},
+	{"a replay is a duplicate", "adopt.go", "case state.Terminal():", "case false:"},
+	{"any task with the id is the message's", "adopt.go", "t.actor = r.actor AND t.args = r.args AS same", "true AS same"},
+	{"args do not tell tasks apart", "adopt.go", "t.actor = r.actor AND t.args = r.args AS same", "t.actor = r.actor AS same"},
+	{"nobody hears of what stays pending", "adopt.go", "\t\ts.lanes.inserted(pending)\n", ""},
+	{"what is refused is not kept", "adopt.go", "\ts.keepRest(ctx, a)\n\treturn a.answers, nil", "\treturn a.answers, nil"},
+	{"one that the database refuses hinders the others", "adopt.go", "if refused(err) {\n\t\terr = s.adoptEach", "if false {\n\t\terr = s.adoptEach"},
+	{"a claim forgets what came with the message", "runs.go", "\tif retry != nil {", "\tif false {"},
+	{"one id hides another body", "orphans.go", "WHERE o.message = a.message AND o.digest = a.digest", "WHERE o.message = a.message"},
+	{"a second body is not kept", "orphans.go", "WHERE id = $1) THEN $2::uuid ELSE $1 END", "WHERE id = $1) THEN $1 ELSE $1 END"},
+	{"the page begins with the last of the one before", "orphans.go", "\"(first_seen, id) < (", "\"(first_seen, id) <= ("},
+	{"forgotten although it came again", "orphans.go", "SELECT id FROM opscore.orphan WHERE last_seen <", "SELECT id FROM opscore.orphan WHERE first_seen <"},
+	{"an orphan is adopted and stays", "orphans.go", "DELETE FROM opscore.orphan WHERE id = ANY($1) RETURNING id", "SELECT id FROM opscore.orphan WHERE id = ANY($1)"},
+}
+
+func TestTheSuiteOfAdoptersKillsEveryMutant(t *testing.T) {
+	storetest.KillAll(t, "^TestAdopterConformance$", adopterMutants)
+}
+
 func TestTheSuiteOfTheOutboxKillsEveryMutant(t *testing.T) {
 	storetest.KillAll(t, "^TestOutboxConformance$", outboxMutants)
 }

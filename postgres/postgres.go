@@ -28,7 +28,10 @@ type Store struct {
 	lanes    lanes
 	outgoing outgoing
 	replay   replay
+	full     fullness
 	log      *slog.Logger
+
+	maxOrphans int
 
 	mu       sync.Mutex
 	texts    map[string]string // of statements, with the schema's name put in
@@ -42,8 +45,9 @@ var (
 
 // Options change how a database is used; the zero value is the default.
 type Options struct {
-	Schema string       // that holds the tables; empty means opscore
-	Log    *slog.Logger // nil means [slog.Default]
+	Schema     string       // that holds the tables; empty means opscore
+	MaxOrphans int          // that are kept; 0 means [opscore.MaxOrphans]
+	Log        *slog.Logger // nil means [slog.Default]
 }
 
 // DefaultSchema is the schema that holds the tables unless told otherwise.
@@ -104,6 +108,7 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	s := &Store{
 		schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}},
 		outgoing: outgoing{cursors: map[lane]cursor{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger(),
+		maxOrphans: cmp.Or(o.MaxOrphans, opscore.MaxOrphans),
 	}
 	config.AfterConnect = s.connected
 	s.wake.init()

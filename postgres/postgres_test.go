@@ -504,6 +504,11 @@ func TestEachRoleCanDoItsPartAndNoMore(t *testing.T) {
 		"pause":  func() error { return worker.Pause(t.Context(), []string{"q"}, "ann", "") },
 		"resume": func() error { return worker.Resume(t.Context(), []string{"q"}) },
 		"read":   func() error { _, err := reader.List(t.Context(), opscore.Filter{}); return err },
+		"adopt":  func() error { return second(worker.Adopt(t.Context(), opscore.Claim{}, messages('a', 2))) },
+		"keep": func() error {
+			return second(worker.KeepOrphans(t.Context(), []opscore.Orphan{{ID: sub.ID}, {ID: opscore.ID{9}}}))
+		},
+		"orphan": func() error { return second(reader.ListOrphans(t.Context(), opscore.OrphanFilter{})) },
 	} {
 		if err := chore(); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -514,6 +519,8 @@ func TestEachRoleCanDoItsPartAndNoMore(t *testing.T) {
 		"a submitter claims":  second(submitter.Claim(t.Context(), opscore.Claim{IDs: []opscore.ID{sub.ID}, Actors: []string{"charge"}, Max: 1})),
 		"a submitter pauses":  submitter.Pause(t.Context(), []string{"q"}, "eve", ""),
 		"a reader submits":    second(charge.Submit(t.Context(), &opscore.Client{Store: reader}, order{2})),
+		"a submitter keeps":   second(submitter.KeepOrphans(t.Context(), []opscore.Orphan{{ID: sub.ID}})),
+		"a reader drops":      second(reader.DropOrphans(t.Context(), []opscore.ID{sub.ID})),
 		"a reader pauses":     reader.Pause(t.Context(), []string{"q"}, "eve", ""),
 		"a worker migrates":   second(worker.Pool().Exec(t.Context(), "ALTER TABLE opscore.task ADD COLUMN x integer")),
 	} {

@@ -22,7 +22,7 @@ const claimed = `
 		progress = 0, progress_text = ''
 	FROM pick WHERE t.ctid = pick.at
 	RETURNING id, queue, actor, -rank, run_at, created_at, expires_at, timeout, max_attempts, attempt, lost, claim_seq, started_at,
-		unique_key, labels, args`
+		unique_key, labels, args, retry, origin`
 
 // claimDue takes the most urgent $4 of the lanes that begin at $1 (queue), $2 (actor), $5 (rank), $6 (due time) and $7 (id).
 // SKIP LOCKED never waits, so the order of locking does not matter here. claimNotOut leaves out what tickets younger than $8 name.
@@ -154,8 +154,12 @@ func (s *Store) claim(ctx context.Context, want *opscore.Claim, text string, arg
 func scanClaimed(rows pgx.Rows, t *opscore.Task) error {
 	var expires *time.Time
 	var timeout int64
+	var retry *opscore.Backoff
 	err := rows.Scan((*[16]byte)(&t.ID), &t.Queue, &t.Actor, &t.Priority, &t.RunAt, &t.CreatedAt, &expires, &timeout, &t.MaxAttempts, &t.Attempt,
-		&t.Lost, &t.ClaimSeq, &t.StartedAt, &t.UniqueKey, &t.Labels, (*[]byte)(&t.Args))
+		&t.Lost, &t.ClaimSeq, &t.StartedAt, &t.UniqueKey, &t.Labels, (*[]byte)(&t.Args), &retry, (*[]byte)(&t.Origin))
+	if retry != nil {
+		t.Retry = *retry
+	}
 	t.ExpiresAt, t.Timeout = timeOf(expires), opscore.Duration(time.Duration(timeout)*time.Microsecond)
 	return err
 }

@@ -263,12 +263,16 @@ func (s *Store) Get(ctx context.Context, ids []opscore.ID) ([]opscore.Task, erro
 
 func (s *Store) get(ctx context.Context, q querier, ids []opscore.ID) (tasks []opscore.Task, err error) {
 	err = each(ctx, q, func(rows pgx.Rows) error {
-		var args, result []byte
-		t, err := scanTask(rows, &args, &result)
-		t.Args, t.Result = args, result
+		var args, result, origin []byte
+		var retry *opscore.Backoff
+		t, err := scanTask(rows, &args, &result, &retry, &origin)
+		t.Args, t.Result, t.Origin = args, result, origin
+		if retry != nil {
+			t.Retry = *retry
+		}
 		tasks = append(tasks, t)
 		return err
-	}, s.sql("SELECT "+head+`, t.args, t.result
+	}, s.sql("SELECT "+head+`, t.args, t.result, t.retry, t.origin
 		FROM unnest($1::uuid[]) WITH ORDINALITY AS a (id, n) JOIN opscore.task t ON t.id = a.id ORDER BY a.n`), ids)
 	return tasks, err
 }

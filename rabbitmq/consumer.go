@@ -63,7 +63,7 @@ func (s *Source) serve(ctx context.Context, conn *amqp.Connection) error {
 	var usable []string
 	var unusable error
 	for _, q := range queues {
-		err := s.broker.diagnose.ensureQueue(ctx, q)
+		err := s.broker.ensureQueue(ctx, q)
 		if err == nil {
 			usable = append(usable, q)
 			continue

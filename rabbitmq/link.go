@@ -14,7 +14,7 @@ import (
 // link is a connection that is dialled again, with backoff, whenever it is lost. The library's own recovery is off: it would
 // redeclare and replay behind our back.
 type link struct {
-	broker  *Broker
+	session *Session
 	purpose string
 	about   func() amqp.Table // more to be seen among the broker's connections; nil for nothing
 }
@@ -36,14 +36,14 @@ func (l *link) run(ctx context.Context, serve func(context.Context, *amqp.Connec
 		if l.about != nil {
 			about = l.about()
 		}
-		conn, err := l.broker.dial(ctx, l.purpose, about)
+		conn, err := l.session.dial(ctx, l.purpose, about)
 		if err == nil {
 			began := time.Now()
 			if said != "" {
 				said = ""
-				l.broker.log.Info("connected to the broker again", "broker", l.broker, "purpose", l.purpose)
+				l.session.log.Info("connected to the broker again", "broker", l.session, "purpose", l.purpose)
 			}
-			err = l.broker.unavailable(serve(ctx, conn))
+			err = l.session.unavailable(serve(ctx, conn))
 			hangUp(conn)
 			if time.Since(began) > goodFor {
 				backoff = redialAfter
@@ -54,7 +54,7 @@ func (l *link) run(ctx context.Context, serve func(context.Context, *amqp.Connec
 		}
 		if err != nil && err.Error() != said {
 			said = err.Error()
-			l.broker.log.Warn("no connection to the broker; tasks are pulled from the database meanwhile", "purpose", l.purpose, "error", err)
+			l.session.log.Warn("no connection to the broker; tasks are pulled from the database meanwhile", "purpose", l.purpose, "error", err)
 		}
 		pause(ctx, backoff+rand.N(backoff/2))
 		backoff = min(2*backoff, redialMost)

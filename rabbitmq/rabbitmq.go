@@ -37,80 +37,56 @@ type Options struct {
 	Log     *slog.Logger // nil means [slog.Default]
 }
 
-// Broker is a RabbitMQ server, or a cluster of them. It is safe for concurrent use.
+// Broker is a RabbitMQ server, or a cluster of them, that carries tickets. It is safe for concurrent use.
 type Broker struct {
-	addresses addresses
-	options   Options
-	store     Store
-	log       *slog.Logger
-	instance  opscore.ID // of the store
-	diagnose  *inspector
-
-	ctx    context.Context //nolint:containedctx // the life of the connections, from Open to Close
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	*Session
+	store    Store
+	instance opscore.ID // of the store
 }
 
 // Open reads the URL, or several ones of a cluster separated by commas, and connects once to find out what there is to find
 // out: a broker that refuses us (password, virtual host, certificate) is an error, for that does not get better by itself. One
 // that cannot be reached is not: it is dialled again until it can be, and workers pull meanwhile. Errors never hold a password.
 func Open(ctx context.Context, urls string, store Store, o Options) (*Broker, error) {
-	at, err := parse(urls)
-	if err != nil {
+	if err := ValidURL(urls); err != nil {
 		return nil, err
 	}
 	d, err := store.Deployment(ctx)
 	if err != nil {
 		return nil, err
 	}
-	o.Build = cmp.Or(o.Build, opscore.Build())
-	b := &Broker{addresses: at, options: o, store: store, log: cmp.Or(o.Log, slog.Default()), instance: d.Instance}
-	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	b.diagnose = &inspector{broker: b}
-	for range at.all {
-		_, err = on(ctx, b.diagnose, func(*amqp.Channel) (struct{}, error) { return struct{}{}, nil })
-		if err == nil || refused(err) {
-			break
-		}
+	s, err := Connect(ctx, urls, o)
+	if err != nil {
+		return nil, err
 	}
-	switch {
-	case refused(err):
+	b := &Broker{Session: s, store: store, instance: d.Instance}
+	if err := s.try(ctx); refused(err) {
 		b.Close()
 		return nil, err
-	case err != nil:
+	} else if err != nil {
 		b.log.Warn("degraded: the broker cannot be reached; tasks are pulled from the database until it can be", "broker", b, "error", err)
-	default:
+	} else {
 		b.log.Info("connected to the broker", "broker", b)
 	}
 	return b, nil
 }
 
-// Close ends the connections and returns when nothing of the broker runs any more. Workers and keepers must have stopped.
-func (b *Broker) Close() {
-	b.cancel()
-	b.wg.Wait()
-	b.diagnose.close()
-}
-
-// String names the broker, without a password.
-func (b *Broker) String() string { return b.addresses.String() }
-
 // heartbeat is the interval of AMQP's own heartbeats, unless the URL says otherwise.
 const heartbeat = 10 * time.Second
 
 // dial opens a connection for a purpose to one of the addresses: the next one at each try.
-func (b *Broker) dial(ctx context.Context, purpose string, about amqp.Table) (*amqp.Connection, error) {
-	at := b.addresses.next()
+func (s *Session) dial(ctx context.Context, purpose string, about amqp.Table) (*amqp.Connection, error) {
+	at := s.addresses.next()
 	config, err := at.config()
 	if err != nil {
-		return nil, b.unavailable(err)
+		return nil, s.unavailable(err)
 	}
-	config.Properties = properties(purpose, b.options.Build, about)
+	config.Properties = properties(purpose, s.options.Build, about)
 	ctx, cancel := context.WithTimeout(ctx, at.patience)
 	defer cancel()
 	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", at.host())
 	if err != nil {
-		return nil, b.unavailable(err)
+		return nil, s.unavailable(err)
 	}
 	stop := context.AfterFunc(ctx, func() { raw.Close() }) // whatever the handshake is at
 	w := &wire{Conn: impatient{raw}}
@@ -124,7 +100,7 @@ func (b *Broker) dial(ctx context.Context, purpose string, about amqp.Table) (*a
 	}
 	if err != nil {
 		raw.Close()
-		return nil, b.unavailable(cmp.Or(context.Cause(ctx), w.failed(), err))
+		return nil, s.unavailable(cmp.Or(context.Cause(ctx), w.failed(), err))
 	}
 	return conn, nil
 }
@@ -179,11 +155,11 @@ func refused(err error) bool {
 }
 
 // unavailable says in words what an error means for whoever runs the tasks.
-func (b *Broker) unavailable(err error) error {
+func (s *Session) unavailable(err error) error {
 	if err == nil || opscore.CodeOf(err) != "" || errors.Is(err, context.Canceled) {
 		return err
 	}
-	return &opscore.Error{Code: opscore.CodeUnavailable, Message: fmt.Sprintf("RabbitMQ at %s: %s", b, meaning(err)), Err: err}
+	return &opscore.Error{Code: opscore.CodeUnavailable, Message: fmt.Sprintf("RabbitMQ at %s: %s", s, meaning(err)), Err: err}
 }
 
 func meaning(err error) string {

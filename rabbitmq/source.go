@@ -361,15 +361,9 @@ func later(a, b time.Time) time.Time {
 
 // subscribe consumes until ctx ends.
 func (s *Source) subscribe(ctx context.Context) {
-	l := &link{broker: s.broker, purpose: "consume", about: func() amqp.Table {
+	s.broker.Keep(ctx, "consume", func() amqp.Table {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return amqp.Table{"worker": s.want.Worker.String()}
-	}}
-	s.broker.wg.Go(func() {
-		ctx, stop := context.WithCancel(ctx)
-		defer stop()
-		defer context.AfterFunc(s.broker.ctx, stop)()
-		l.run(ctx, s.serve)
-	})
+	}, s.serve)
 }

@@ -26,7 +26,7 @@ const (
 // inspector is the connection for everything but tickets. A channel on a connection that publishes can hang while the broker blocks
 // publishers; this one publishes nothing. It is dialled when it is needed.
 type inspector struct {
-	broker *Broker
+	session *Session
 
 	mu   sync.Mutex
 	conn *amqp.Connection
@@ -37,7 +37,7 @@ func on[T any](ctx context.Context, i *inspector, with func(*amqp.Channel) (T, e
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.conn == nil || i.conn.IsClosed() {
-		conn, err := i.broker.dial(ctx, "diagnose", nil)
+		conn, err := i.session.dial(ctx, "diagnose", nil)
 		if err != nil {
 			return got, err
 		}
@@ -56,7 +56,7 @@ func on[T any](ctx context.Context, i *inspector, with func(*amqp.Channel) (T, e
 		defer func() { _ = ch.Close() }()
 		return with(ch)
 	})
-	return got, i.broker.unavailable(err)
+	return got, i.session.unavailable(err)
 }
 
 func (i *inspector) close() {
@@ -96,29 +96,29 @@ func (i *inspector) ensure(ctx context.Context, name string, args amqp.Table) (m
 
 // ensureQueue makes the broker's queue for a queue of tasks, and the one for dead tickets. If it had to be made, the tickets that were out are
 // gone with the one before it.
-func (i *inspector) ensureQueue(ctx context.Context, queue string) error {
-	dead := amqp.Table{"x-queue-type": i.kind(), "x-max-length": int64(maxDead)}
-	live := amqp.Table{"x-queue-type": i.kind(), "x-dead-letter-exchange": "", "x-dead-letter-routing-key": deadQueue}
-	if !i.broker.options.Classic && i.major() >= 4 {
+func (b *Broker) ensureQueue(ctx context.Context, queue string) error {
+	dead := amqp.Table{"x-queue-type": b.diagnose.kind(), "x-max-length": int64(maxDead)}
+	live := amqp.Table{"x-queue-type": b.diagnose.kind(), "x-dead-letter-exchange": "", "x-dead-letter-routing-key": deadQueue}
+	if !b.options.Classic && b.diagnose.major() >= 4 {
 		live["x-delivery-limit"] = int64(-1) // from 4.0 on the default is 20; a parked ticket has done nothing wrong
 	}
-	if _, err := i.ensure(ctx, deadQueue, dead); err != nil {
+	if _, err := b.diagnose.ensure(ctx, deadQueue, dead); err != nil {
 		return err
 	}
-	made, err := i.ensure(ctx, queuePrefix+queue, live)
+	made, err := b.diagnose.ensure(ctx, queuePrefix+queue, live)
 	if err != nil || !made {
 		return err
 	}
-	lost, err := i.broker.store.Forget(ctx, queue, 0, time.Second) // not those that are about to be published
+	lost, err := b.store.Forget(ctx, queue, 0, time.Second) // not those that are about to be published
 	if lost > 0 {
-		i.broker.log.Warn("the broker has lost a queue: its tasks get new tickets", "broker", i.broker, "queue", queue, "tickets", lost)
+		b.log.Warn("the broker has lost a queue: its tasks get new tickets", "broker", b, "queue", queue, "tickets", lost)
 	}
 	return err
 }
 
 // kind is the type of the queues that are made.
 func (i *inspector) kind() string {
-	if i.broker.options.Classic {
+	if i.session.options.Classic {
 		return "classic"
 	}
 	return "quorum"

@@ -189,7 +189,7 @@ opscore.yaml (in the current directory, or --config FILE, or OPSCORE_CONFIG), an
 			return a.showConfig(conf)
 		},
 	}
-	addSettingFlags(show.Flags(), "broker", "broker_queue_type", "queues", "slots", "drain", "grace")
+	addWorkerFlags(show.Flags())
 	return a.group("config", "Show the configuration", `Config shows what opscore works with here and now, and why.`, show)
 }
 

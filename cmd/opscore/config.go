@@ -33,18 +33,23 @@ type config struct {
 	grace     time.Duration
 	logFormat string
 	retention opscore.Retention
+	orphans   int // that are kept
 	actors    []commandActor
+	dramatiq  dramatiqConfig
 	values    []value // every setting with where it came from
 }
 
 // setting is one row of the table that declares every setting.
 type setting struct {
-	key   string // in opscore.yaml; the flag's name is the same with dashes
+	key   string // in opscore.yaml, where a dot leads into an object; the flag's name is the same with dashes
 	env   string
 	def   string // "" if the default is computed
 	list  bool
 	usage string
-	parse func(c *config, raw []string) error
+	// name is the flag's, where it is not made of the key; a toggle's flag needs no value.
+	name   string
+	toggle bool
+	parse  func(c *config, raw []string) error
 	// redact leaves of a value what cannot be secret; nil means redactDatabase.
 	redact func(string) string
 }
@@ -58,10 +63,15 @@ func (s setting) shown(raw []string) string {
 	return redactDatabase(text)
 }
 
-func (s setting) flag() string { return strings.ReplaceAll(s.key, "_", "-") }
+func (s setting) flag() string {
+	if s.name != "" {
+		return s.name
+	}
+	return strings.NewReplacer("_", "-", ".", "-").Replace(s.key)
+}
 
 func settings() []setting {
-	return []setting{
+	return append([]setting{
 		{
 			key: "database", env: "OPSCORE_DATABASE_URL",
 			usage: "keep the tasks in `FILE`, or at a postgres:// URL (default $XDG_STATE_HOME/opscore/opscore.db, else ~/.local/state/opscore/opscore.db)",
@@ -146,6 +156,22 @@ func settings() []setting {
 			},
 		},
 		{
+			key: "orphans.keep", env: "OPSCORE_ORPHANS_KEEP", def: goDuration(opscore.OrphanFor),
+			usage: "forget messages that belong to no task when they have not come for `DURATION`, or forever (default 720h)",
+			parse: func(c *config, raw []string) (err error) {
+				c.retention.Orphans, err = parseRetention(raw[0])
+				return err
+			},
+		},
+		{
+			key: "orphans.max", env: "OPSCORE_ORPHANS_MAX", def: strconv.Itoa(opscore.MaxOrphans),
+			usage: "keep at most `N` of them (default 10000)",
+			parse: func(c *config, raw []string) (err error) {
+				c.orphans, err = parseCount(raw[0])
+				return err
+			},
+		},
+		{
 			key: "log_format", env: "OPSCORE_LOG_FORMAT", def: "text",
 			usage: "log of workers as `text|json` (default text)",
 			parse: func(c *config, raw []string) error {
@@ -155,15 +181,24 @@ func settings() []setting {
 				return nil
 			},
 		},
-	}
+	}, dramatiqSettings()...)
 }
 
 func addSettingFlags(flags *pflag.FlagSet, keys ...string) {
 	for _, s := range settings() {
 		if slices.Contains(keys, s.key) {
 			flags.String(s.flag(), "", s.usage)
+			if s.toggle {
+				flags.Lookup(s.flag()).NoOptDefVal = "true"
+			}
 		}
 	}
+}
+
+// addWorkerFlags adds those of the commands that run a worker.
+func addWorkerFlags(flags *pflag.FlagSet) {
+	addSettingFlags(flags, "broker", "broker_queue_type", "queues", "slots", "drain", "grace", "orphans.keep", "orphans.max",
+		"dramatiq.queues", "dramatiq.strict", "dramatiq.send", "dramatiq.max_priority", "dramatiq.dead_letter_ttl")
 }
 
 // candidate is one place that gives a setting a value.
@@ -267,7 +302,7 @@ func (a *app) checkEnvironment(environ []string) error {
 	var known, similar, foreign []string
 	for _, s := range settings() {
 		known = append(known, s.env)
-		similar = append(similar, "OPSCORE_"+strings.ToUpper(s.key))
+		similar = append(similar, "OPSCORE_"+strings.ToUpper(strings.ReplaceAll(s.key, ".", "_")))
 	}
 	known = append(known, "OPSCORE_CONFIG")
 	ours := append(slices.Clone(known), envTaskID, envAttempt, envActor) // the latter are set for commands, by us
@@ -322,6 +357,18 @@ func parsePeriod(text string) (time.Duration, error) {
 	d, err := parseDuration(text)
 	if err == nil && d == 0 {
 		err = errors.New("must be longer than 0")
+	}
+	return d, err
+}
+
+// parseRetention reads how long something is kept.
+func parseRetention(text string) (time.Duration, error) {
+	if text == "forever" {
+		return opscore.Forever, nil
+	}
+	d, err := parsePeriod(text)
+	if err != nil {
+		err = fmt.Errorf("%w; or forever", err)
 	}
 	return d, err
 }

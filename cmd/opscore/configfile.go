@@ -18,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/dramatiq"
 )
 
 const maxConfigBytes = 1 << 20
@@ -47,12 +48,7 @@ func decodeFile(c *config, path string) (map[string]candidate, error) {
 		"retention": func(n *yaml.Node) error { return d.retention(n, &c.retention) },
 		"actors":    func(n *yaml.Node) error { return d.actors(n, c) },
 	}
-	for _, s := range settings() {
-		top[s.key] = func(n *yaml.Node) (err error) {
-			given[s.key], err = d.setting(s, n)
-			return err
-		}
-	}
+	d.settings(top, given, map[string]fields{"dramatiq": d.dramatiqFields(c, given)})
 	if err := d.object(root.Content[0], "the file", top); err != nil {
 		return nil, err
 	}
@@ -180,6 +176,29 @@ func (d *decoder) list(n *yaml.Node, key string) ([]string, error) {
 	return texts, nil
 }
 
+// settings adds to the accepted keys those of the table of settings. What they read goes into given.
+// more are other keys of their objects, or other ways to read them.
+func (d *decoder) settings(top fields, given map[string]candidate, more map[string]fields) {
+	groups := map[string]fields{}
+	for _, s := range settings() {
+		at, name := top, s.key
+		if group, rest, nested := strings.Cut(s.key, "."); nested {
+			if groups[group] == nil {
+				groups[group] = fields{}
+				top[group] = func(n *yaml.Node) error { return d.object(n, group, groups[group]) }
+			}
+			at, name = groups[group], rest
+		}
+		at[name] = func(n *yaml.Node) (err error) {
+			given[s.key], err = d.setting(s, n)
+			return err
+		}
+	}
+	for group, others := range more {
+		maps.Copy(groups[group], others)
+	}
+}
+
 // setting reads and checks one setting of the table, whether or not a flag or variable wins over it.
 func (d *decoder) setting(s setting, n *yaml.Node) (candidate, error) {
 	var raw []string
@@ -246,16 +265,7 @@ func (d *decoder) retention(n *yaml.Node, r *opscore.Retention) error {
 
 func (d *decoder) keep(n *yaml.Node, where string, k *opscore.Keep) error {
 	field := func(key string, into *time.Duration) func(*yaml.Node) error {
-		return parsed(d, where+"."+key, into, func(text string) (time.Duration, error) {
-			if text == "forever" {
-				return opscore.Forever, nil
-			}
-			p, err := parsePeriod(text)
-			if err != nil {
-				err = fmt.Errorf("%w; or forever", err)
-			}
-			return p, err
-		})
+		return parsed(d, where+"."+key, into, parseRetention)
 	}
 	return d.object(n, where, fields{
 		"completed": field("completed", &k.Completed),
@@ -268,6 +278,9 @@ func (d *decoder) actors(n *yaml.Node, c *config) error {
 	return d.entries(n, "actors", func(name string, k, v *yaml.Node) error {
 		if err := opscore.ValidName("actor", name); err != nil {
 			return d.errorf(k, "%s", err)
+		}
+		if name == dramatiq.SendActor {
+			return d.errorf(k, "actor %s: the name is reserved for what sends messages to Dramatiq; choose another", name)
 		}
 		if slices.Contains(demoActors(), name) {
 			return d.errorf(k, "actor %s: the name belongs to a demo actor of run and dev; choose another", name)

@@ -42,7 +42,7 @@ var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
 // place returns the database that the configuration names, and whether it is the default one.
 func (c *config) place() (db database, isDefault bool, err error) {
 	if strings.HasPrefix(c.database, "postgres://") || strings.HasPrefix(c.database, "postgresql://") {
-		return postgresPlace{c.database, c.schema}, false, nil
+		return postgresPlace{c.database, c.schema, c.orphans}, false, nil
 	}
 	path, isDefault, err := c.databasePath()
 	if err == nil && c.schema != postgres.DefaultSchema {
@@ -145,9 +145,14 @@ func (f sqliteFile) migrate(context.Context) error {
 func (f sqliteFile) migrationSQL(from int64) (string, error) { return sqlite.MigrationSQL(from) }
 
 // postgresPlace is the postgres tier.
-type postgresPlace struct{ url, schemaName string }
+type postgresPlace struct {
+	url, schemaName string
+	maxOrphans      int
+}
 
-func (p postgresPlace) options() postgres.Options { return postgres.Options{Schema: p.schemaName} }
+func (p postgresPlace) options() postgres.Options {
+	return postgres.Options{Schema: p.schemaName, MaxOrphans: p.maxOrphans}
+}
 
 // String leaves out what may be secret: the password, and the parameters.
 func (p postgresPlace) String() string {

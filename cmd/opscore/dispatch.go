@@ -17,7 +17,7 @@ type dispatch struct {
 }
 
 // dispatch connects to the broker that the configuration names.
-func (s *session) dispatch(ctx context.Context, log *slog.Logger) (dispatch, error) {
+func (s *session) dispatch(ctx context.Context, h opscore.Handlers, log *slog.Logger) (dispatch, error) {
 	if s.conf.broker == "" {
 		return dispatch{}, nil
 	}
@@ -29,7 +29,16 @@ func (s *session) dispatch(ctx context.Context, log *slog.Logger) (dispatch, err
 	if err != nil {
 		return dispatch{}, err
 	}
-	return dispatch{b, b.Publisher(), []opscore.Source{b.Source()}}, nil
+	d := dispatch{b, b.Publisher(), []opscore.Source{b.Source()}}
+	if s.conf.speaksDramatiq() {
+		messages, err := s.takeOver(b, h, log)
+		if err != nil {
+			d.close()
+			return dispatch{}, err
+		}
+		d.sources = append(d.sources, messages...)
+	}
+	return d, nil
 }
 
 func (d dispatch) close() {

@@ -96,7 +96,7 @@ func signalWorker(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(syscall.Kill(w.PID, signals[args[0]]))
 }
 
-var idPattern = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}`)
+var idPattern = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[47][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}`)
 
 // setID sets a variable to the first id in a file or stdout or stderr: setid NAME FILE.
 func setID(ts *testscript.TestScript, _ bool, args []string) {

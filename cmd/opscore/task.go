@@ -218,7 +218,11 @@ func (s *session) showTask(t opscore.Task, attempts []opscore.Attempt) error {
 	for _, k := range slices.Sorted(maps.Keys(t.Labels)) {
 		field("label", k+"="+t.Labels[k])
 	}
+	if t.Retry != (opscore.Backoff{}) {
+		field("retry", fmt.Sprintf("after %s at first, then longer, its own wait", short(t.Retry.Delay(1, 0.5))))
+	}
 	field("args", document(t.Args))
+	field("origin", document(t.Origin))
 	field("result", document(t.Result))
 	if lines := strings.TrimSpace(t.Error); lines != "" && t.State != opscore.Completed {
 		fmt.Fprintf(&b, "error        %s\n", indented(lines))

@@ -24,6 +24,9 @@ actors of their own run an opscore.Worker instead; both kinds work on one databa
 With --broker, RabbitMQ brings the tasks of a postgres:// database to the workers. Without it, or while it cannot be reached, workers look for
 tasks in the database themselves. A RabbitMQ that refuses the user, the virtual host or the certificate at the start is an error.
 
+With --dramatiq, it takes over messages of Python's Dramatiq from the same RabbitMQ: each becomes a task of its actor, with its options. With --strict
+a message must belong to a task that was stored before. What becomes no task is an orphan: see opscore orphan.
+
 SIGTERM or Ctrl-C makes it stop taking tasks, let the running ones finish (--drain), interrupt what is left (--grace)
 and exit; a second signal skips the wait. What did not finish goes back to the queue and costs no attempt.
 Exit status 70 means that something ignored its interruption.
@@ -61,7 +64,7 @@ func (a *app) workerCommand() *cobra.Command {
 			return a.work(cmd, o, func(*config, opscore.Handlers) {})
 		},
 	}
-	addSettingFlags(c.Flags(), "broker", "broker_queue_type", "queues", "slots", "drain", "grace")
+	addWorkerFlags(c.Flags())
 	o.addReadyFile(c.Flags())
 	c.AddCommand(a.workerListCommand())
 	return c
@@ -96,7 +99,7 @@ func (a *app) devCommand() *cobra.Command {
 			})
 		},
 	}
-	addSettingFlags(c.Flags(), "broker", "broker_queue_type", "queues", "slots", "drain", "grace")
+	addWorkerFlags(c.Flags())
 	o.addReadyFile(c.Flags())
 	c.Flags().BoolVar(&o.ephemeral, "ephemeral", false, "keep the tasks in a new SQLite file that is removed at the end")
 	c.Flags().BoolVar(&o.dieWithParent, "die-with-parent", false, "stop when the process that started this one is gone")
@@ -113,6 +116,9 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 	defer release()
 	conf, err := a.loadConfig(cmd)
 	if err != nil {
+		return err
+	}
+	if err := conf.checkDramatiq(); err != nil {
 		return err
 	}
 	handlers, err := conf.handlers(extend)
@@ -168,14 +174,14 @@ func (c *config) handlers(extend func(*config, opscore.Handlers)) (opscore.Handl
 func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.Handlers, log *slog.Logger, ready *readyFileWriter) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	dispatch, err := s.dispatch(ctx, log)
+	dispatch, err := s.dispatch(ctx, h, log)
 	if err != nil {
 		return err
 	}
 	defer dispatch.close()
 	worker := &opscore.Worker{
-		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.conf.queues, Slots: s.conf.slots, Drain: s.conf.drain, Grace: s.conf.grace,
-		Hurry: hurry, Log: log, MaxResult: maxResult,
+		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.workQueues(h), Slots: s.conf.slots, Drain: s.conf.drain, Grace: s.conf.grace,
+		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(),
 		OnReady: func(info opscore.WorkerInfo) {
 			if err := ready.write(info); err != nil {
 				ready.failed = err
