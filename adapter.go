@@ -49,6 +49,7 @@ func (c *crew) follow(r *running, o *Outcome) bool {
 	if c.Adapter == nil || len(r.task.Origin) == 0 {
 		return true
 	}
+	defer c.owe(r, false)
 	for backoff := 50 * time.Millisecond; ; backoff = min(2*backoff, HeartbeatEvery) {
 		ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), runKey{}, r.run), HeartbeatEvery)
 		err := c.Adapter.Ended(ctx, &r.task, o)
@@ -56,6 +57,7 @@ func (c *crew) follow(r *running, o *Outcome) bool {
 		if err == nil {
 			return true
 		}
+		c.owe(r, true)
 		c.log.Error("cannot store what follows from an attempt; its outcome waits", "task", r.task.ID, "retry_in", backoff, "error", err)
 		select {
 		case <-c.stop:
@@ -63,4 +65,11 @@ func (c *crew) follow(r *running, o *Outcome) bool {
 		case <-time.After(backoff):
 		}
 	}
+}
+
+// owe notes whether an outcome waits for what follows from it: if it still does when the worker stops, its task is given back.
+func (c *crew) owe(r *running, owes bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r.owes = owes
 }

@@ -23,14 +23,14 @@ func (c *crew) drain() error {
 		c.cancelAll(errShutdown)
 		wait(performed, cmp.Or(c.Grace, DefaultGrace), nil)
 	}
-	stuck := c.releaseStuck()
+	stuck, released := c.releaseStuck()
 	c.awaitRecorded(cmp.Or(c.Grace, DefaultGrace))
 	close(c.stop)
 	c.mu.Lock()
 	r := c.report
 	c.mu.Unlock()
 	c.log.Info("worker drained", "finished", r.finished-before.finished, "handed_back", r.handedBack-before.handedBack,
-		"released", len(stuck))
+		"released", released)
 	if len(stuck) > 0 {
 		return &Error{Code: CodeHandlerStuck, Message: "handlers ignored their cancelled context: " + strings.Join(stuck, ", ")}
 	}
@@ -79,24 +79,28 @@ func (c *crew) cancelAll(cause error) {
 	}
 }
 
-// releaseStuck hands back the tasks whose handlers did not return, and names them.
-func (c *crew) releaseStuck() []string {
-	var names []string
+// releaseStuck hands back the tasks whose handlers did not return, and names them; and those whose outcomes cannot be recorded.
+func (c *crew) releaseStuck() (names []string, released int) {
 	var outcomes []Outcome
 	c.mu.Lock()
 	for _, r := range c.runs {
-		if !r.done {
+		why := "what follows from it could not be stored"
+		switch {
+		case r.done:
+			continue
+		case !r.owes:
+			why = "the handler ignored its cancelled context"
 			names = append(names, fmt.Sprintf("%s (task %s)", r.task.Actor, r.task.ID))
-			outcomes = append(outcomes, Outcome{
-				Task: r.task.ID, ClaimSeq: r.task.ClaimSeq, Worker: r.task.Worker, State: Pending,
-				Uncounted: true, Code: CodeShutdown, Error: "the handler ignored its cancelled context", Log: r.run.notes.end(),
-			})
 		}
+		outcomes = append(outcomes, Outcome{
+			Task: r.task.ID, ClaimSeq: r.task.ClaimSeq, Worker: r.task.Worker, State: Pending,
+			Uncounted: true, Code: CodeShutdown, Error: why, Log: r.run.notes.end(),
+		})
 	}
 	c.mu.Unlock()
 	c.release(outcomes)
 	slices.Sort(names)
-	return names
+	return names, len(outcomes)
 }
 
 // handBack releases tasks that were claimed while the worker was told to stop: nobody ran them.

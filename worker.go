@@ -104,6 +104,7 @@ type running struct {
 	run    *Run
 	cancel context.CancelCauseFunc
 	done   bool // the handler has returned
+	owes   bool // what follows from its outcome cannot be stored
 }
 
 type ending struct {

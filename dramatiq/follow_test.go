@@ -221,6 +221,33 @@ func TestAnOutcomeWaitsUntilWhatFollowsIsStored(t *testing.T) {
 	r.callback("python", "ok")
 }
 
+// TestATaskIsGivenBackIfWhatFollowsCannotBeStored stops the worker meanwhile: its handlers have returned, so that none is stuck.
+func TestATaskIsGivenBackIfWhatFollowsCannotBeStored(t *testing.T) {
+	r := newRig(t)
+	r.declare(0, "default", "python")
+	at, err := url.Parse(r.url)
+	check(t, err)
+	proxy := nodes.NewProxy(t, at.Host)
+	other, err := postgres.Open(t.Context(), proxy.URL(r.url), postgres.Options{Log: r.log})
+	check(t, err)
+	t.Cleanup(other.Close)
+	hurry := make(chan struct{})
+	close(hurry)
+	stop := r.work(adders(), worker{
+		Worker:  opscore.Worker{Hurry: hurry, Grace: 100 * time.Millisecond},
+		adapter: &dramatiq.Adapter{Client: &opscore.Client{Store: other}, Actors: map[string]string{"ok": "python"}},
+	})
+	proxy.Cut()
+	id := r.send("add", "default", "[1,2]", "{}", `{"on_success":"ok"}`)
+	r.until("it cannot be stored", func() bool { return r.logged.has("cannot store what follows from an attempt") })
+	stop()
+	task, err := r.client.Get(t.Context(), id)
+	check(t, err)
+	if task.State != opscore.Pending || task.Attempt != 0 || task.Lost != 0 || task.Code != opscore.CodeShutdown {
+		t.Errorf("the task is %s (%s), %d attempts, lost %d times", task.State, task.Code, task.Attempt, task.Lost)
+	}
+}
+
 func TestAWorkerWithoutAnAdapterGivesATaskBack(t *testing.T) {
 	r := newRig(t)
 	body, id := message("add", "default", "[1,2]", "{}", "{}")

@@ -110,7 +110,7 @@ func attempt[In, Out any](tr *Trial, fn func(context.Context, In) (Out, error)) 
 		run := opscore.FromContext(ctx)
 		task := opscore.Task{
 			ID: run.ID, Actor: run.Actor, Queue: run.Queue, Attempt: run.Attempt, MaxAttempts: run.MaxAttempts,
-			ClaimSeq: run.ClaimSeq, Worker: run.Worker, Labels: run.Labels,
+			ClaimSeq: run.ClaimSeq, Worker: run.Worker, Labels: run.Labels, Origin: run.Origin,
 		}
 		out, err := fn(opscore.NewContext(ctx, task, func(n opscore.Note) { tr.heard(run, n) }), in)
 		tr.point("after its end")
