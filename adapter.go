@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime/debug"
 	"time"
 )
 
@@ -52,7 +53,7 @@ func (c *crew) follow(r *running, o *Outcome) bool {
 	defer c.owe(r, false)
 	for backoff := 50 * time.Millisecond; ; backoff = min(2*backoff, HeartbeatEvery) {
 		ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), runKey{}, r.run), HeartbeatEvery)
-		err := c.Adapter.Ended(ctx, &r.task, o)
+		err := c.adaptEnd(ctx, &r.task, o)
 		cancel()
 		if err == nil {
 			return true
@@ -65,6 +66,17 @@ func (c *crew) follow(r *running, o *Outcome) bool {
 		case <-time.After(backoff):
 		}
 	}
+}
+
+// adaptEnd calls the adapter. A panic would come again: what follows is given up.
+func (c *crew) adaptEnd(ctx context.Context, t *Task, o *Outcome) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.log.Error("what follows from an attempt is given up", "task", t.ID, "error", panicError{v, debug.Stack()})
+			err = nil
+		}
+	}()
+	return c.Adapter.Ended(ctx, t, o)
 }
 
 // owe notes whether an outcome waits for what follows from it: if it still does when the worker stops, its task is given back.

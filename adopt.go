@@ -50,7 +50,8 @@ type Adopted struct {
 	// Orphan is why the message did not become a task: CodeReplayed, CodeConflict, or CodeInvalid, CodeTooLarge. Err says it in words.
 	Orphan Code
 	Err    error
-	// Dropped says that there was no room for the orphan: the broker's message is the only one left.
+	// Dropped says that there was no room for the orphan: the broker's message is the only one left. It is too if Err is an [ErrUnavailable]: then the
+	// orphan could not be stored for now, and to adopt the message again is right.
 	Dropped bool
 }
 

@@ -307,7 +307,8 @@ func (c *crew) perform(ctx context.Context, r *running) {
 		stop()
 		r.cancel(nil)
 		o := outcome(&r.task, result, err, cause, c.Handlers[r.task.Actor].retry, rand.Float64())
-		if c.follow(r, &o) {
+		// What a run fails with whose claim was lost is no end of an attempt: another run is.
+		if lost := errors.Is(cause, ErrLeaseLost) && o.State != Completed; lost || c.follow(r, &o) {
 			c.finish(ending{running: r, outcome: o, took: time.Since(began)})
 		}
 	}()

@@ -81,7 +81,9 @@ func labels(id string, own map[string]string) map[string]string {
 	if len(id) > opscore.MaxLabelValue || strings.ContainsRune(id, 0) {
 		id = clip(id)
 	}
-	all[MessageLabel] = id
+	if len(all) < opscore.MaxLabels { // the actor's own come first
+		all[MessageLabel] = id
+	}
 	return all
 }
 
@@ -89,6 +91,9 @@ func labels(id string, own map[string]string) map[string]string {
 func (m *Message) examine(queue string, o *options) {
 	if m.Queue != "" && strings.TrimSuffix(m.Queue, delayed) != queue {
 		m.note("queue_name is %q, but the message came in queue %s: that counts", clip(m.Queue), queue)
+	}
+	if o.delay >= 0 {
+		o.note("delay: it only counts for a later step of a pipeline, and for a message in %s%s there is an eta", queue, delayed)
 	}
 	if o.pipeTarget != nil {
 		if _, err := Decode(o.pipeTarget); err != nil {

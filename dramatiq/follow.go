@@ -90,7 +90,7 @@ func (a *Adapter) Ended(ctx context.Context, t *opscore.Task, o *opscore.Outcome
 	if o.State == opscore.Completed {
 		return errors.Join(a.next(ctx, &e), a.callback(ctx, &e, "on_success", e.options.onSuccess, o.Result))
 	}
-	attempt := strconv.Itoa(t.Attempt)
+	attempt := strconv.FormatInt(t.ClaimSeq, 10) // an operator's retry counts attempts from the beginning
 	class, message := exception(o)
 	failure, err := document(map[string]string{"type": class, "message": message})
 	if err == nil {

@@ -1,6 +1,8 @@
 package dramatiq
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,7 +21,7 @@ type delivery struct {
 	settled bool     // or put off: nobody has to look at it now
 }
 
-// feed is one connection's worth of deliveries.
+// feed is one connection's worth of deliveries, all of one queue.
 type feed struct{ name string }
 
 // inbox holds deliveries. Its methods may be used concurrently.
@@ -27,21 +29,27 @@ type inbox struct {
 	arrived chan struct{} // has a token when something may be there to take
 
 	mu      sync.Mutex
-	feed    *feed // nil while nothing can arrive
+	feeds   map[*feed]bool // that are open
 	waiting []*delivery
 	held    map[*delivery]time.Time // until when; nobody takes them meanwhile
 }
 
 func newInbox() *inbox {
-	return &inbox{arrived: make(chan struct{}, 1), held: map[*delivery]time.Time{}}
+	return &inbox{arrived: make(chan struct{}, 1), feeds: map[*feed]bool{}, held: map[*delivery]time.Time{}}
 }
 
-// open begins with a new feed, nil if there is none. What came on another will come again.
-func (b *inbox) open(f *feed) {
+// open takes what comes on a feed until shut is called. What came on it and is there then will come again.
+func (b *inbox) open(f *feed) (shut func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.feed, b.waiting = f, nil
-	clear(b.held)
+	b.feeds[f] = true
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.feeds, f)
+		b.waiting = slices.DeleteFunc(b.waiting, func(d *delivery) bool { return d.feed == f })
+		maps.DeleteFunc(b.held, func(d *delivery, _ time.Time) bool { return d.feed == f })
+	}
 }
 
 func (b *inbox) signal() {
@@ -56,7 +64,7 @@ func (b *inbox) put(all ...*delivery) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, d := range all {
-		if d.feed == b.feed && !d.settled {
+		if b.feeds[d.feed] && !d.settled {
 			b.waiting = append(b.waiting, d)
 			b.signal()
 		}
@@ -65,11 +73,11 @@ func (b *inbox) put(all ...*delivery) {
 
 // hold puts a delivery off.
 func (b *inbox) hold(d *delivery, wait time.Duration) {
-	d.tries++
-	d.settled = true
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if d.feed != b.feed {
+	d.tries++
+	d.settled = true
+	if !b.feeds[d.feed] {
 		return
 	}
 	b.held[d] = time.Now().Add(wait)
@@ -77,9 +85,11 @@ func (b *inbox) hold(d *delivery, wait time.Duration) {
 		b.mu.Lock()
 		_, still := b.held[d]
 		delete(b.held, d)
-		b.mu.Unlock()
 		if still {
 			d.settled = false
+		}
+		b.mu.Unlock()
+		if still {
 			b.put(d)
 		}
 	})
@@ -103,31 +113,28 @@ func (b *inbox) take(limit, bytes int) []*delivery {
 	return taken
 }
 
-// since returns for how long the oldest delivery has been waiting to be taken, 0 if there is none.
-func (b *inbox) since() time.Duration {
+// since returns for how long the oldest delivery of a feed has been waiting to be taken, 0 if there is none.
+func (b *inbox) since(f *feed) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.waiting) == 0 {
-		return 0
+	for _, d := range b.waiting {
+		if d.feed == f {
+			return time.Since(d.came)
+		}
 	}
-	return time.Since(b.waiting[0].came)
+	return 0
 }
 
-// clear removes what came in main queues and nobody has taken.
+// clear removes what came on a feed in the main queue and nobody has taken.
 func (b *inbox) clear(f *feed) (removed []*delivery) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.feed != f {
-		return nil
-	}
-	var left []*delivery
-	for _, d := range b.waiting {
-		if d.main {
-			removed = append(removed, d)
-		} else {
-			left = append(left, d)
+	b.waiting = slices.DeleteFunc(b.waiting, func(d *delivery) bool {
+		if d.feed != f || !d.main {
+			return false
 		}
-	}
-	b.waiting = left
+		removed = append(removed, d)
+		return true
+	})
 	return removed
 }

@@ -36,6 +36,15 @@ type options struct {
 	notes []string // what is not honoured, and why
 }
 
+// OptionNames returns the options of messages that mean something to Dramatiq; others it carries on.
+func OptionNames() []string {
+	return []string{
+		"broker_priority", "delay", "eta", "group_completion_callbacks", "group_completion_uuid", "max_age", "max_backoff", "max_retries", "min_backoff",
+		"notify_shutdown", "on_failure", "on_retry_exhausted", "on_success", "pipe_ignore", "pipe_target", "requeue_timestamp", "result_ttl", "retries",
+		"store_results", "throws", "time_limit", "traceback",
+	}
+}
+
 // readOptions reads the options of a message. An option of the wrong type counts as not given and is noted; for some of them Dramatiq
 // acks the message and loses it.
 func readOptions(object []byte) options {

@@ -23,6 +23,11 @@ type arrival struct {
 // process makes tasks of deliveries, and orphans of those that cannot become one, and returns the tasks that the worker has now. With an error
 // the deliveries are there to be taken again.
 func (s *Source) process(ctx context.Context, want opscore.Claim, batch []*delivery) ([]opscore.Task, error) {
+	// To stop in the middle would leave messages unacked whose tasks are there. A store that hangs must not hold up what else could be done.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), processFor)
+	defer cancel()
+	s.processing.RLock()
+	defer s.processing.RUnlock()
 	var ours, others []*arrival
 	for _, d := range batch {
 		a, err := s.read(d)
@@ -147,6 +152,10 @@ func (s *Source) adopt(ctx context.Context, want opscore.Claim, all []*arrival) 
 	for i, got := range answers {
 		a := all[i]
 		switch {
+		case got.Orphan != "" && errors.Is(got.Err, opscore.ErrUnavailable):
+			s.log.Error("a message cannot be kept as an orphan; it waits", "queue", a.queue, "message", a.message.ID, "error", got.Err)
+			s.inbox.hold(a.delivery, time.Second)
+			continue
 		case got.Orphan != "":
 			s.log.Warn("a message does not become a task", "queue", a.queue, "message", a.message.ID, "actor", a.message.Actor, "reason", got.Orphan,
 				"why", got.Err, "kept", !got.Dropped)

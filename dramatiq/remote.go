@@ -121,8 +121,8 @@ func HandleSend(h opscore.Handlers, s *Sender) {
 			Queue: strings.TrimSuffix(o.Queue, delayed), Actor: o.Actor, Args: untext(o.Args), Kwargs: untext(o.Kwargs), Options: untext(o.Options),
 			ID: o.ID, Timestamp: time.UnixMilli(o.Timestamp),
 		}
-		if m.ID == "" {
-			m.ID = opscore.FromContext(ctx).ID.String()
+		if m.ID == "" { // not the task's: the message may become a task of its own here, when its actor has moved
+			m.ID = derive("send", opscore.FromContext(ctx).ID.String()).String()
 		}
 		if _, err := m.Encode(); err != nil {
 			return sent{}, opscore.Abort(err)

@@ -1,6 +1,7 @@
 package dramatiq_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -168,6 +169,7 @@ func (r *rig) work(h opscore.Handlers, w worker) (stop func()) {
 	if w.source.Queues == nil {
 		w.source.Queues = map[string][]string{"default": nil}
 	}
+	w.source.Alone = cmp.Or(w.source.Alone, 100*time.Millisecond)
 	source, err := dramatiq.NewSource(w.session, r.store, w.source)
 	check(r, err)
 	if w.Queues == nil {

@@ -69,7 +69,8 @@ func NewSender(session *rabbitmq.Session, q Queues) (*Sender, error) {
 		return nil, err
 	}
 	s := &Sender{session: session, queues: q}
-	s.sender = session.Sender("dramatiq send", func(ctx context.Context, name string) error {
+	purpose := rabbitmq.Purpose{Name: "dramatiq send", Meanwhile: "what tasks send is tried again"}
+	s.sender = session.Sender(purpose, func(ctx context.Context, name string) error {
 		_, err := declare(ctx, session, q, strings.TrimSuffix(name, delayed))
 		return err
 	})

@@ -173,10 +173,10 @@ func TestARemoteActorSendsExactlyIfItsTransactionCommits(t *testing.T) {
 		check(t, tx.Commit(t.Context()))
 		m, err := dramatiq.Decode(r.get("images").Body)
 		check(t, err)
-		if m.ID != sub.ID.String() || m.Actor != "resize" || string(m.Kwargs) != `{"name":"a.jpg","width":200}` || string(m.Options) != `{"max_retries":3}` {
+		if m.ID == sub.ID.String() || m.Actor != "resize" || string(m.Kwargs) != `{"name":"a.jpg","width":200}` || string(m.Options) != `{"max_retries":3}` {
 			t.Errorf("sent %+v", m)
 		}
-		r.completed(sub.ID, fmt.Sprintf(`{"message_id":"%s","queue_name":"images"}`, sub.ID))
+		r.completed(sub.ID, fmt.Sprintf(`{"message_id":"%s","queue_name":"images"}`, m.ID))
 	}
 	resize.Positional, resize.Delay = true, time.Hour
 	_, err := resize.Submit(t.Context(), r.client, photo{"b.jpg", 1})

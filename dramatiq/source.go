@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -30,7 +29,10 @@ type Options struct {
 	// Queues are Dramatiq's, each with the actors whose messages are taken from it; none means all that the worker has.
 	Queues map[string][]string
 	// Strict takes a message only if a task with its id was stored before: the row is what runs. Others are orphans.
-	Strict   bool
+	Strict bool
+	// Alone is for how long nobody else must have consumed a queue before a message for an actor that nobody here has is an orphan, rather
+	// than one for a worker of Python's that is just being started again; 0 means 15 s.
+	Alone    time.Duration
 	Declare  Queues           // how queues are made that do not exist
 	Handlers opscore.Handlers // the worker's
 	Log      *slog.Logger     // nil means [slog.Default]
@@ -48,25 +50,27 @@ type Source struct {
 	strays  strays
 	start   sync.Once
 
+	processing sync.RWMutex // held for reading while deliveries are looked at: their acks need the connection
+
 	mu     sync.Mutex
-	want   opscore.Claim // the latest
-	asked  time.Time     // when Next returned last; zero while it is under way
-	slots  int           // the most that were free
-	resume chan struct{} // has a token when a worker has free slots
+	want   opscore.Claim   // the latest
+	asked  time.Time       // when Next returned last; zero while it is under way
+	slots  int             // the most that were free
+	resume []chan struct{} // one of each queue; has a token when the worker has free slots
 }
 
 // Bounds of a source.
 const (
+	processFor  = 2 * opscore.HeartbeatEvery
 	maxBatch    = 500     // messages that are adopted at a time
 	maxBytes    = 8 << 20 // of them
 	idleFor     = 250 * time.Millisecond
 	parkAfter   = 200 * time.Millisecond // without a free slot, what waits goes back to the queue
 	leastAhead  = 10
 	mostAhead   = 200
-	lookEvery   = 10 * time.Second // for other consumers
-	lookAgain   = time.Second      // before a message is given up
-	workersFor  = time.Second      // how long the registry is believed
-	lateFor     = time.Minute      // in strict mode, a task that was pulled may be over before its message comes
+	lookEvery   = 5 * time.Second // for other consumers
+	workersFor  = time.Second     // how long the registry is believed
+	lateFor     = time.Minute     // in strict mode, a task that was pulled may be over before its message comes
 	graceForRow = 300 * time.Millisecond
 	rowTries    = 4 // in strict mode, a row that is being committed is waited for: 1 to 2 s
 )
@@ -90,8 +94,8 @@ func NewSource(session *rabbitmq.Session, store Store, o Options) (*Source, erro
 		return nil, err
 	}
 	return &Source{
-		session: session, store: store, options: o, log: cmp.Or(o.Log, slog.Default()), inbox: newInbox(), resume: make(chan struct{}, 1),
-		strays: strays{seen: map[string]stray{}, foreign: map[string]int{}, met: map[string]time.Time{}},
+		session: session, store: store, options: o, log: cmp.Or(o.Log, slog.Default()), inbox: newInbox(),
+		strays: strays{crowds: map[string]*crowd{}, seen: map[string]stray{}},
 	}, nil
 }
 
@@ -104,7 +108,7 @@ func (s *Source) Next(ctx context.Context, want opscore.Claim) ([]opscore.Task, 
 	}
 	s.enter(want)
 	defer s.leave()
-	s.start.Do(func() { s.session.Keep(ctx, "dramatiq consume", nil, s.serve) })
+	s.start.Do(func() { s.subscribe(ctx) })
 	idle := time.NewTimer(idleFor)
 	defer idle.Stop()
 	for {
@@ -125,13 +129,30 @@ func (s *Source) Next(ctx context.Context, want opscore.Claim) ([]opscore.Task, 
 	}
 }
 
+// subscribe consumes each queue on a connection of its own, so that one which cannot be used does not stop the others.
+func (s *Source) subscribe(ctx context.Context) {
+	for queue := range s.options.Queues {
+		resume := make(chan struct{}, 1)
+		resume <- struct{}{}
+		s.mu.Lock()
+		s.resume = append(s.resume, resume)
+		s.mu.Unlock()
+		purpose := rabbitmq.Purpose{Name: "dramatiq consume " + queue, Meanwhile: "messages wait in their queue"}
+		s.session.Keep(ctx, purpose, nil, func(ctx context.Context, conn *amqp.Connection) error {
+			return s.serve(ctx, conn, queue, resume)
+		})
+	}
+}
+
 func (s *Source) enter(want opscore.Claim) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.want, s.asked, s.slots = want, time.Time{}, max(s.slots, want.Max)
-	select {
-	case s.resume <- struct{}{}:
-	default:
+	for _, resume := range s.resume {
+		select {
+		case resume <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -148,34 +169,32 @@ func (s *Source) busy() (bool, opscore.Claim) {
 	return !s.asked.IsZero() && time.Since(s.asked) > parkAfter, s.want
 }
 
-// consumer is what consumes on one connection: main queues on one channel, which rests while the worker is busy, delayed ones on another.
+// consumer is what consumes a queue on one connection: the main queue on one channel, which rests while the worker is busy, the delayed one on another.
 type consumer struct {
 	*Source
 	conn    *amqp.Connection
+	queue   string
 	feed    *feed
 	main    *amqp.Channel
 	late    *amqp.Channel
-	reading sync.WaitGroup // of main queues
-	tags    []string       // on main, of what consumes now
+	reading sync.WaitGroup // of the main queue
+	tag     string         // on main, while it consumes
+	later   time.Time      // until then delayed messages wait: they could not be adopted
 }
 
-// serve consumes on a connection until it is lost, a queue is gone, or ctx ends.
-func (s *Source) serve(ctx context.Context, conn *amqp.Connection) error {
-	queues := slices.Sorted(maps.Keys(s.options.Queues))
-	for _, q := range queues {
-		made, err := declare(ctx, s.session, s.options.Declare, q)
-		if err != nil {
-			return err
-		}
-		if made {
-			s.log.Warn("a queue of Dramatiq's did not exist and was made: is its name right?", "queue", q)
-		}
-		for _, differ := range mismatches(ctx, s.session, s.options.Declare, q) {
-			s.log.Warn("a queue is used as it is, though it is not as configured", "queue", q, "differs", differ)
-		}
+// serve consumes a queue on a connection until that is lost, the queue is gone, or ctx ends.
+func (s *Source) serve(ctx context.Context, conn *amqp.Connection, queue string, resume <-chan struct{}) error {
+	made, err := declare(ctx, s.session, s.options.Declare, queue)
+	if err != nil {
+		return err
 	}
-	c := &consumer{Source: s, conn: conn, feed: &feed{"opscore-" + uuid.NewString()}}
-	var err error
+	if made {
+		s.log.Warn("a queue of Dramatiq's did not exist and was made: is its name right?", "queue", queue)
+	}
+	for _, differ := range mismatches(ctx, s.session, s.options.Declare, queue) {
+		s.log.Warn("a queue is used as it is, though it is not as configured", "queue", queue, "differs", differ)
+	}
+	c := &consumer{Source: s, conn: conn, queue: queue, feed: &feed{"opscore-" + uuid.NewString()}}
 	if c.main, err = rabbitmq.Await(ctx, conn, conn.Channel); err != nil {
 		return err
 	}
@@ -183,42 +202,42 @@ func (s *Source) serve(ctx context.Context, conn *amqp.Connection) error {
 		return err
 	}
 	gone := make(chan *amqp.Error, 2)
-	cancelled := make(chan string, 2*len(queues)+2)
+	cancelled := make(chan string, 4)
 	for _, ch := range []*amqp.Channel{c.main, c.late} {
 		closed := ch.NotifyClose(make(chan *amqp.Error, 1))
 		go func() { gone <- <-closed }()
-		cancels := ch.NotifyCancel(make(chan string, len(queues)+1))
+		cancels := ch.NotifyCancel(make(chan string, 2))
 		go func() {
 			for tag := range cancels {
 				cancelled <- tag
 			}
 		}()
 	}
-	s.inbox.open(c.feed)
-	defer s.inbox.open(nil)
-	for _, q := range queues {
-		if err := c.consume(ctx, c.late, q, q+delayed, mostAhead); err != nil {
-			return err
-		}
+	defer s.inbox.open(c.feed)()
+	if err := c.consume(ctx, c.late, queue+delayed, mostAhead); err != nil {
+		return err
 	}
-	return c.watch(ctx, queues, gone, cancelled)
+	return c.watch(ctx, resume, gone, cancelled)
 }
 
 var errQueueGone = errors.New("a queue that was consumed is gone: it is made again")
 
 // watch consumes while there are free slots.
-func (c *consumer) watch(ctx context.Context, queues []string, gone <-chan *amqp.Error, cancelled <-chan string) error {
+func (c *consumer) watch(ctx context.Context, resume <-chan struct{}, gone <-chan *amqp.Error, cancelled <-chan string) error {
 	tick, look := time.NewTicker(parkAfter/4), time.NewTicker(lookEvery)
 	defer tick.Stop()
 	defer look.Stop()
-	c.lookAround(ctx, 0)
+	c.lookAround(ctx)
 	for {
 		var err error
 		select {
 		case <-ctx.Done(): // unsubscribe first, and let others have what waits here
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()
-			return c.rest(ctx)
+			err := c.rest(ctx)
+			c.processing.Lock() // what is looked at now is acked
+			c.processing.Unlock()
+			return err
 		case e := <-gone:
 			if e == nil {
 				return errors.New("the connection was closed")
@@ -226,12 +245,12 @@ func (c *consumer) watch(ctx context.Context, queues []string, gone <-chan *amqp
 			return e
 		case <-cancelled:
 			return errQueueGone
-		case <-c.resume:
-			err = c.work(ctx, queues)
+		case <-resume:
+			err = c.work(ctx)
 		case <-look.C:
-			c.lookAround(ctx, 0)
+			c.lookAround(ctx)
 		case <-tick.C:
-			if busy, want := c.busy(); busy && c.inbox.since() > parkAfter {
+			if busy, want := c.busy(); busy && c.inbox.since(c.feed) > parkAfter {
 				err = c.park(ctx, want)
 			}
 		}
@@ -241,23 +260,18 @@ func (c *consumer) watch(ctx context.Context, queues []string, gone <-chan *amqp
 	}
 }
 
-// work consumes the main queues, unless it does.
-func (c *consumer) work(ctx context.Context, queues []string) error {
-	if len(c.tags) > 0 {
+// work consumes the main queue, unless it does.
+func (c *consumer) work(ctx context.Context) error {
+	if c.tag != "" {
 		return nil
 	}
 	c.mu.Lock()
 	ahead := min(max(2*c.slots, leastAhead), mostAhead)
 	c.mu.Unlock()
-	for _, q := range queues {
-		if err := c.consume(ctx, c.main, q, q, ahead); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.consume(ctx, c.main, c.queue, ahead)
 }
 
-func (c *consumer) consume(ctx context.Context, ch *amqp.Channel, queue, name string, ahead int) error {
+func (c *consumer) consume(ctx context.Context, ch *amqp.Channel, name string, ahead int) error {
 	tag := c.feed.name + "-" + name
 	deliveries, err := rabbitmq.Await(ctx, c.conn, func() (<-chan amqp.Delivery, error) {
 		if err := ch.Qos(ahead, 0, false); err != nil {
@@ -270,11 +284,11 @@ func (c *consumer) consume(ctx context.Context, ch *amqp.Channel, queue, name st
 	}
 	read := func() {
 		for d := range deliveries {
-			c.inbox.put(&delivery{Delivery: &d, queue: queue, main: ch == c.main, feed: c.feed, came: time.Now()})
+			c.inbox.put(&delivery{Delivery: &d, queue: c.queue, main: ch == c.main, feed: c.feed, came: time.Now()})
 		}
 	}
 	if ch == c.main {
-		c.tags = append(c.tags, tag)
+		c.tag = tag
 		c.reading.Go(read)
 	} else {
 		go read()
@@ -282,12 +296,12 @@ func (c *consumer) consume(ctx context.Context, ch *amqp.Channel, queue, name st
 	return nil
 }
 
-// rest stops consuming main queues and gives back what waits here.
+// rest stops consuming the main queue and gives back what waits here.
 func (c *consumer) rest(ctx context.Context) error {
-	tags := c.tags
-	c.tags = nil
+	tag := c.tag
+	c.tag = ""
 	_, err := rabbitmq.Await(ctx, c.conn, func() (struct{}, error) {
-		for _, tag := range tags {
+		if tag != "" {
 			if err := c.main.Cancel(tag, false); err != nil {
 				return struct{}{}, err
 			}
@@ -306,10 +320,14 @@ func (c *consumer) park(ctx context.Context, want opscore.Claim) error {
 	if err := c.rest(ctx); err != nil {
 		return err
 	}
-	want.Max = 0
+	want.Max, want.Worker = 0, opscore.ID{} // whose lease may be over
+	if time.Now().Before(c.later) {
+		return nil
+	}
 	if batch := c.inbox.take(maxBatch, maxBytes); len(batch) > 0 {
 		if _, err := c.process(ctx, want, batch); err != nil && ctx.Err() == nil {
 			c.log.Error("cannot adopt delayed messages: they wait", "messages", len(batch), "error", err)
+			c.later = time.Now().Add(opscore.HeartbeatEvery)
 		}
 	}
 	return nil

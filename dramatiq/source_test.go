@@ -233,7 +233,7 @@ func TestWhatIsNotOursGoesBackToAForeignConsumer(t *testing.T) {
 	check(t, python.Qos(1, 0, false))
 	deliveries, err := python.Consume("default", "ctag1.python", false, false, false, false, nil)
 	check(t, err)
-	r.work(adders(), worker{})
+	r.work(adders(), worker{source: dramatiq.Options{Alone: time.Minute}})
 	r.until("it is seen", func() bool { return r.logged.has("foreign_consumers=1") })
 	want := map[string]bool{}
 	for range 5 {

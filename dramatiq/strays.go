@@ -1,7 +1,9 @@
 package dramatiq
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"sync"
@@ -14,6 +16,7 @@ import (
 
 // Bounds of giving messages back to consumers that are not ours: Python workers that have actors which we do not.
 const (
+	aloneFor     = 15 * time.Second
 	giveBackFor  = 10 * time.Minute
 	giveBackSoon = 50 * time.Millisecond
 	giveBackLate = 500 * time.Millisecond
@@ -25,10 +28,21 @@ type strays struct {
 	mu      sync.Mutex
 	workers []opscore.WorkerInfo
 	read    time.Time
-	looked  time.Time            // for other consumers
-	foreign map[string]int       // consumers of a queue that are not ours, as far as is known
-	met     map[string]time.Time // when a queue had some last
-	seen    map[string]stray     // by queue and id
+	crowds  map[string]*crowd // by queue
+	seen    map[string]stray  // by queue and body
+}
+
+// crowd is who else consumes a queue.
+type crowd struct {
+	others  time.Time // when somebody else did last, or when this worker began
+	foreign int       // consumers that are certainly not ours
+}
+
+func (s *strays) crowd(queue string) *crowd {
+	if s.crowds[queue] == nil {
+		s.crowds[queue] = &crowd{others: time.Now()}
+	}
+	return s.crowds[queue]
 }
 
 // stray is a message that was given back.
@@ -48,7 +62,6 @@ func (s *Source) sort(ctx context.Context, others []*arrival) (known []*arrival,
 		s.again(others)
 		return nil, err
 	}
-	s.lookAround(ctx, lookAgain)
 	for _, a := range others {
 		why := fmt.Sprintf("no live worker that listens to queue %s has actor %s", a.queue, clip(a.message.Actor))
 		if !s.takes(a.queue, a.message.Actor) {
@@ -74,32 +87,38 @@ func (s *Source) sort(ctx context.Context, others []*arrival) (known []*arrival,
 // workers returns the registry, as it was a moment ago.
 func (s *Source) workers(ctx context.Context) ([]opscore.WorkerInfo, error) {
 	s.strays.mu.Lock()
-	defer s.strays.mu.Unlock()
-	if time.Since(s.strays.read) < workersFor {
-		return s.strays.workers, nil
+	all, read := s.strays.workers, s.strays.read
+	s.strays.mu.Unlock()
+	if time.Since(read) < workersFor {
+		return all, nil
 	}
 	all, err := s.store.Workers(ctx, 0)
 	if err != nil {
 		return nil, err
 	}
+	s.strays.mu.Lock()
+	defer s.strays.mu.Unlock()
 	s.strays.workers, s.strays.read = all, time.Now()
 	return all, nil
 }
 
-// giveBack puts a message back into its queue, after a while, for consumers that are not ours, even if they are just being started again: until one
-// has taken it, or it has come here for too long.
+// giveBack puts a message back into its queue, after a while, for consumers that are not ours: as long as there certainly are some; for ten minutes
+// if they may all be ours; and for a moment after the last one was seen, for it may just be started again.
 func (s *Source) giveBack(a *arrival) bool {
 	s.strays.mu.Lock()
 	defer s.strays.mu.Unlock()
-	if met, ever := s.strays.met[a.queue]; !ever || time.Since(met) > giveBackFor {
+	crowd := s.strays.crowd(a.queue)
+	if time.Since(crowd.others) > cmp.Or(s.options.Alone, aloneFor) {
 		return false
 	}
-	now, key := time.Now(), a.queue+" "+a.message.ID
+	now, digest := time.Now(), sha256.Sum256(a.Body)
+	key := a.queue + " " + string(digest[:])
 	was, again := s.strays.seen[key]
 	if !again {
 		was.since = now
+		s.strays.makeRoom()
 	}
-	if now.Sub(was.since) > giveBackFor || len(s.strays.seen) >= maxStrays && !again && s.strays.forget(now) == 0 {
+	if crowd.foreign == 0 && now.Sub(was.since) > giveBackFor {
 		delete(s.strays.seen, key)
 		return false
 	}
@@ -112,46 +131,57 @@ func (s *Source) giveBack(a *arrival) bool {
 	return true
 }
 
-// forget drops what has not come back, and returns how many that are.
-func (s *strays) forget(now time.Time) (n int) {
-	for key, was := range s.seen {
-		if now.Sub(was.since) > giveBackFor {
-			delete(s.seen, key)
-			n++
+// makeRoom forgets a message if there are too many: its time begins anew when it comes back.
+func (s *strays) makeRoom() {
+	for key := range s.seen {
+		if len(s.seen) < maxStrays {
+			return
 		}
-	}
-	return n
-}
-
-// lookAround counts the consumers that are not ours, unless somebody has just done so. Those of ours that rest while they are busy are counted as
-// well, so that there may be more.
-func (s *Source) lookAround(ctx context.Context, unless time.Duration) {
-	s.strays.mu.Lock()
-	fresh := time.Since(s.strays.looked) < unless
-	s.strays.looked = time.Now()
-	s.strays.mu.Unlock()
-	workers, err := s.workers(ctx)
-	if err != nil || fresh {
-		return // that the registry cannot be read is said where messages need it
-	}
-	for q := range s.options.Queues {
-		if found, err := s.consumers(ctx, q); err == nil {
-			s.meet(q, found-ours(workers, q))
-		}
+		delete(s.seen, key)
 	}
 }
 
-// consumers counts those of a queue.
-func (s *Source) consumers(ctx context.Context, queue string) (n int, err error) {
-	err = s.session.On(ctx, func(ch *amqp.Channel) error {
-		state, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+// lookAround counts who else consumes the queue. The broker does not say who they are, so those of ours are counted by the registry, which may have more
+// of them: workers that died, that rest because they are busy, or that only send.
+func (c *consumer) lookAround(ctx context.Context) {
+	workers, err := c.workers(ctx)
+	if err != nil {
+		return // it is said where messages need it
+	}
+	found, err := c.consumers(ctx)
+	if err != nil {
+		return
+	}
+	others := found
+	if c.tag != "" {
+		others--
+	}
+	c.strays.mu.Lock()
+	crowd := c.strays.crowd(c.queue)
+	before := crowd.foreign
+	crowd.foreign = max(found-ours(workers, c.queue), 0)
+	if others > 0 {
+		crowd.others = time.Now()
+	}
+	now := crowd.foreign
+	c.strays.mu.Unlock()
+	if now > 0 && now != before {
+		c.log.Warn("the queue has consumers that are not ours, such as workers of Python: each message goes to one of us", "queue", c.queue,
+			"foreign_consumers", now)
+	}
+}
+
+// consumers counts those of the queue.
+func (c *consumer) consumers(ctx context.Context) (n int, err error) {
+	err = c.session.On(ctx, func(ch *amqp.Channel) error {
+		state, err := ch.QueueDeclarePassive(c.queue, true, false, false, false, nil)
 		n = state.Consumers
 		return err
 	})
 	return n, err
 }
 
-// ours counts the workers of ours that take messages from a queue.
+// ours counts the workers of ours that may take messages from a queue.
 func ours(workers []opscore.WorkerInfo, queue string) (n int) {
 	for _, w := range workers {
 		if w.Live && slices.Contains(w.Actors, SendActor) && slices.Contains(w.Queues, queue) {
@@ -159,19 +189,4 @@ func ours(workers []opscore.WorkerInfo, queue string) (n int) {
 		}
 	}
 	return n
-}
-
-// meet notes how many consumers of a queue are not ours.
-func (s *Source) meet(queue string, foreign int) {
-	s.strays.mu.Lock()
-	before := s.strays.foreign[queue]
-	s.strays.foreign[queue] = max(foreign, 0)
-	if foreign > 0 {
-		s.strays.met[queue] = time.Now()
-	}
-	s.strays.mu.Unlock()
-	if foreign > 0 && foreign != before {
-		s.log.Warn("the queue has consumers that are not ours, such as workers of Python: each message goes to one of us", "queue", queue,
-			"foreign_consumers", foreign)
-	}
 }

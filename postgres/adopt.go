@@ -280,7 +280,8 @@ func (s *Store) adopted(a *adopting) {
 	}
 }
 
-// keepRest keeps the messages that did not become tasks. What cannot be kept is no error: the answer says so, and the others have theirs.
+// keepRest keeps the messages that did not become tasks. What cannot be kept is no error: the answer says so, and the others have theirs. It
+// has time of its own: what was adopted is certain by now.
 func (s *Store) keepRest(ctx context.Context, a *adopting) {
 	var orphans []opscore.Orphan
 	var of []int
@@ -294,9 +295,11 @@ func (s *Store) keepRest(ctx context.Context, a *adopting) {
 		o.ID, o.Actor, o.Queue = cmp.Or(o.ID, m.Request.ID), cmp.Or(o.Actor, m.Request.Actor), cmp.Or(o.Queue, m.Request.Queue)
 		orphans, of = append(orphans, o), append(of, i)
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opscore.HeartbeatEvery)
+	defer cancel()
 	kept, err := s.keepOrphans(ctx, orphans)
 	for k, i := range of {
-		a.answers[i].Dropped = err != nil || !kept[k]
+		a.answers[i].Dropped = err == nil && !kept[k]
 		if err != nil {
 			a.answers[i].Err = errors.Join(a.answers[i].Err, unavailable("keep orphans", err))
 		}

@@ -15,7 +15,7 @@ import (
 // redeclare and replay behind our back.
 type link struct {
 	session *Session
-	purpose string
+	purpose Purpose
 	about   func() amqp.Table // more to be seen among the broker's connections; nil for nothing
 }
 
@@ -36,12 +36,12 @@ func (l *link) run(ctx context.Context, serve func(context.Context, *amqp.Connec
 		if l.about != nil {
 			about = l.about()
 		}
-		conn, err := l.session.dial(ctx, l.purpose, about)
+		conn, err := l.session.dial(ctx, l.purpose.Name, about)
 		if err == nil {
 			began := time.Now()
 			if said != "" {
 				said = ""
-				l.session.log.Info("connected to the broker again", "broker", l.session, "purpose", l.purpose)
+				l.session.log.Info("connected to the broker again", "broker", l.session, "purpose", l.purpose.Name)
 			}
 			err = l.session.unavailable(serve(ctx, conn))
 			hangUp(conn)
@@ -54,7 +54,7 @@ func (l *link) run(ctx context.Context, serve func(context.Context, *amqp.Connec
 		}
 		if err != nil && err.Error() != said {
 			said = err.Error()
-			l.session.log.Warn("no connection to the broker; tasks are pulled from the database meanwhile", "purpose", l.purpose, "error", err)
+			l.session.log.Warn("no connection to the broker; "+l.purpose.Meanwhile, "purpose", l.purpose.Name, "error", err)
 		}
 		pause(ctx, backoff+rand.N(backoff/2))
 		backoff = min(2*backoff, redialMost)

@@ -16,7 +16,7 @@ type Publisher struct {
 
 // Publisher returns one that connects now and until the broker is closed.
 func (b *Broker) Publisher() *Publisher {
-	s := b.newSender("publish", b.ensureTickets)
+	s := b.newSender(Purpose{"publish", pulled}, b.ensureTickets)
 	s.fresh = func(ctx context.Context) {
 		if err := b.checkEpoch(ctx); err != nil { // a node that is down is not a loss
 			b.log.Debug("cannot tell whether the broker has kept its state", "broker", b, "error", err)

@@ -14,7 +14,7 @@ import (
 // Sender sends messages to queues, on a connection of its own, which is made again whenever it is lost.
 type Sender struct {
 	session *Session
-	purpose string
+	purpose Purpose
 	prepare func(ctx context.Context, queue string) error
 	fresh   func(context.Context) // called with each new connection; nil for nothing
 
@@ -38,13 +38,13 @@ const (
 
 // Sender returns one that connects now and until the session is closed. prepare sees to it that a queue exists: it is called before the first letter to
 // it, and again when the queue is gone.
-func (s *Session) Sender(purpose string, prepare func(ctx context.Context, queue string) error) *Sender {
+func (s *Session) Sender(purpose Purpose, prepare func(ctx context.Context, queue string) error) *Sender {
 	sender := s.newSender(purpose, prepare)
 	sender.start()
 	return sender
 }
 
-func (s *Session) newSender(purpose string, prepare func(context.Context, string) error) *Sender {
+func (s *Session) newSender(purpose Purpose, prepare func(context.Context, string) error) *Sender {
 	return &Sender{session: s, purpose: purpose, prepare: prepare, why: "not connected yet", changed: make(chan struct{})}
 }
 
@@ -92,7 +92,7 @@ func (s *Sender) serve(ctx context.Context, conn *amqp.Connection) error {
 		}
 		s.set(nil, "it blocks publishers: "+b.Reason)
 		close(o.blocked)
-		s.session.log.Warn("the broker blocks publishers; tasks are pulled from the database meanwhile", "broker", s.session, "purpose", s.purpose,
+		s.session.log.Warn("the broker blocks publishers; "+s.purpose.Meanwhile, "broker", s.session, "purpose", s.purpose.Name,
 			"reason", b.Reason)
 	}
 	// Short of memory or disk: what was sent is taken when that is over, and then we begin anew.

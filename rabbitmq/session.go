@@ -64,9 +64,15 @@ func (s *Session) On(ctx context.Context, with func(*amqp.Channel) error) error 
 	return err
 }
 
+// Purpose says what a connection is for, in the log and among the broker's connections, and what happens while there is none.
+type Purpose struct{ Name, Meanwhile string }
+
+// pulled is what happens to tasks without tickets.
+const pulled = "tasks are pulled from the database meanwhile"
+
 // Keep keeps a connection for a purpose until ctx ends or the session is closed: it calls serve with each one, which returns when it is
 // lost, or when the context that it gets ends. about is more to be seen among the broker's connections; it may be nil.
-func (s *Session) Keep(ctx context.Context, purpose string, about func() amqp.Table, serve func(context.Context, *amqp.Connection) error) {
+func (s *Session) Keep(ctx context.Context, purpose Purpose, about func() amqp.Table, serve func(context.Context, *amqp.Connection) error) {
 	l := &link{session: s, purpose: purpose, about: about}
 	s.wg.Go(func() {
 		ctx, stop := context.WithCancel(ctx)

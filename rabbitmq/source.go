@@ -361,7 +361,7 @@ func later(a, b time.Time) time.Time {
 
 // subscribe consumes until ctx ends.
 func (s *Source) subscribe(ctx context.Context) {
-	s.broker.Keep(ctx, "consume", func() amqp.Table {
+	s.broker.Keep(ctx, Purpose{"consume", pulled}, func() amqp.Table {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return amqp.Table{"worker": s.want.Worker.String()}

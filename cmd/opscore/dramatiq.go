@@ -56,7 +56,7 @@ func dramatiqSettings() []setting {
 		},
 		{
 			key: "dramatiq.send", env: "OPSCORE_DRAMATIQ_SEND", def: "false", toggle: true,
-			usage: "send the messages that tasks ask for; a worker with --dramatiq does so anyway",
+			usage: "send the messages that tasks ask for, and, without --dramatiq, take none over, whatever opscore.yaml says",
 			parse: func(c *config, raw []string) (err error) {
 				c.dramatiq.send, err = parseToggle(raw[0])
 				return err
@@ -156,6 +156,10 @@ func (d *decoder) allowed(n *yaml.Node, queue string, into map[string][]string) 
 
 // checkDramatiq refuses what goes together in no way.
 func (c *config) checkDramatiq() error {
+	flag := func(key string) bool { return strings.HasPrefix(c.origin(key), "flag ") }
+	if c.dramatiq.send && flag("dramatiq.send") && !flag("dramatiq.queues") {
+		c.dramatiq.queues, c.dramatiq.allowed = nil, nil // as on the way back to Python, whatever the file says
+	}
 	switch {
 	case c.dramatiq.strict && len(c.dramatiq.queues) == 0:
 		return usagef("dramatiq.strict (%s): no queue of Dramatiq is given; see --dramatiq", c.origin("dramatiq.strict"))
@@ -166,8 +170,8 @@ func (c *config) checkDramatiq() error {
 	}
 	for queue := range c.dramatiq.allowed {
 		if !slices.Contains(c.dramatiq.queues, queue) && len(c.dramatiq.queues) > 0 {
-			return usagef("dramatiq.queues: %s lists the actors of queue %s, but %s is taken over%s", c.file, queue,
-				strings.Join(c.dramatiq.queues, ", "), didYouMean(queue, c.dramatiq.queues))
+			return usagef("dramatiq.queues (%s): %s is taken over, but %s lists the actors of queue %s", c.origin("dramatiq.queues"),
+				strings.Join(c.dramatiq.queues, ", "), c.file, queue)
 		}
 	}
 	return nil

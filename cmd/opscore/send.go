@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +21,8 @@ type sendFlags struct {
 	kwargs  []byte
 	delay   time.Duration
 	options []messageOption
+
+	warnings []string // of the message
 }
 
 type messageOption struct {
@@ -49,6 +53,9 @@ a dramatiq.Remote actor sends by way of a task.`,
 			m, err := flags.message(args[0], args[1:])
 			if err != nil {
 				return err
+			}
+			for _, w := range flags.warnings {
+				a.say("%s", w)
 			}
 			conf, err := a.loadConfig(cmd)
 			if err != nil {
@@ -83,7 +90,18 @@ func (f *sendFlags) message(actor string, args []string) (m dramatiq.Message, er
 	if m, err = dramatiq.NewMessage(actor, f.queue, list.Bytes(), f.kwargs); err != nil {
 		return m, err
 	}
+	seen := map[string]bool{}
 	for _, o := range f.options {
+		switch {
+		case seen[o.name]:
+			return m, usagef("--option %s is given twice", o.name)
+		case o.name == "delay" || o.name == "eta":
+			return m, usagef("--option %s: a message that is sent has no such option; see --delay", o.name)
+		}
+		seen[o.name] = true
+		if hint := didYouMean(o.name, dramatiq.OptionNames()); hint != "" && !slices.Contains(dramatiq.OptionNames(), o.name) {
+			f.warnings = append(f.warnings, fmt.Sprintf("option %s means nothing to Dramatiq%s", o.name, hint))
+		}
 		if m, err = m.WithOption(o.name, o.value); err != nil {
 			return m, usagef("--%s", err)
 		}
