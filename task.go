@@ -185,6 +185,10 @@ func outcome(t *Task, result []byte, err, cause error, retry Backoff, random flo
 	case errors.Is(cause, errShutdown) && !errors.As(err, &abort) && !errors.As(err, &panicd):
 		o.Code, o.Error, o.Uncounted = CodeShutdown, errorText(err), true
 		return o
+	case errors.Is(cause, ErrLeaseLost) && !errors.As(err, &abort) && !errors.As(err, &panicd):
+		// Usually the claim is revoked by now, and this is kept as late. If it is not yet, it is what a rescue would record.
+		o.Code, o.Error, o.Uncounted, o.Delay = CodeLost, errorText(err), true, LostDelay(t.Lost+1)
+		return o
 	}
 	o.Code, o.Error = CodeError, errorText(err)
 	if t.Retry != (Backoff{}) {

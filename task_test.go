@@ -46,6 +46,8 @@ func TestTheEndOfAnAttemptMeans(t *testing.T) {
 		{when: "the last timeout fails", err: boom, cause: errTimeout, attempt: 3, state: Failed, code: CodeTimeout, text: "timeout after 1m0s: boom"},
 		{when: "a cancelled handler is cancelled", err: boom, cause: errCancelled, state: Cancelled, code: CodeCancelled, text: "boom"},
 		{when: "a handler stopped by a shutdown is handed back", err: boom, cause: errShutdown, attempt: 3, state: Pending, code: CodeShutdown, uncounted: true, text: "boom"},
+		{when: "a handler stopped by the loss of its lease is lost", err: boom, cause: ErrLeaseLost, attempt: 3, state: Pending, code: CodeLost, delay: time.Second, uncounted: true, text: "boom"},
+		{when: "abort wins over the loss of a lease", err: Abort(boom), cause: ErrLeaseLost, state: Failed, code: CodeAborted, text: "boom"},
 		{when: "args that do not fit are another worker's", err: argsError{boom}, attempt: 3, state: Pending, code: CodeArgsIncompatible, delay: 2 * time.Second, uncounted: true, text: "boom"},
 		{when: "a result that cannot be stored fails", err: &resultError{"too big"}, state: Failed, code: CodeResultInvalid, text: "too big"},
 	} {

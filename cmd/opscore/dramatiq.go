@@ -158,7 +158,7 @@ func (d *decoder) allowed(n *yaml.Node, queue string, into map[string][]string) 
 func (c *config) checkDramatiq() error {
 	flag := func(key string) bool { return strings.HasPrefix(c.origin(key), "flag ") }
 	if c.dramatiq.send && flag("dramatiq.send") && !flag("dramatiq.queues") {
-		c.dramatiq.queues, c.dramatiq.allowed = nil, nil // as on the way back to Python, whatever the file says
+		c.dramatiq.queues, c.dramatiq.allowed, c.dramatiq.strict = nil, nil, false // as on the way back to Python, whatever the file says
 	}
 	switch {
 	case c.dramatiq.strict && len(c.dramatiq.queues) == 0:

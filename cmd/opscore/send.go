@@ -21,6 +21,7 @@ type sendFlags struct {
 	kwargs  []byte
 	delay   time.Duration
 	options []messageOption
+	id      opscore.ID // the message's; a new one if zero
 
 	warnings []string // of the message
 }
@@ -66,6 +67,7 @@ a dramatiq.Remote actor sends by way of a task.`,
 	}
 	addSettingFlags(c.Flags(), "broker", "dramatiq.max_priority", "dramatiq.dead_letter_ttl")
 	addFlag(c.Flags(), "queue", "send to `QUEUE` of Dramatiq (default default)", parseDramatiqQueue, func(q string) { flags.queue = q })
+	addFlag(c.Flags(), "id", "give the message this `UUID`, as that of a task that was stored before, for a strict worker", parseID, func(id opscore.ID) { flags.id = id })
 	addFlag(c.Flags(), "kwargs", "keyword arguments, a `JSON` object", parseKwargs, func(doc []byte) { flags.kwargs = doc })
 	addFlag(c.Flags(), "delay", "run it no earlier than `DURATION` from now", parseDuration, func(d time.Duration) { flags.delay = d })
 	addFlag(c.Flags(), "option", "an option `KEY=VALUE` of the message (repeatable); a value that is not JSON is text", parseOption,
@@ -105,6 +107,9 @@ func (f *sendFlags) message(actor string, args []string) (m dramatiq.Message, er
 		if m, err = m.WithOption(o.name, o.value); err != nil {
 			return m, usagef("--%s", err)
 		}
+	}
+	if f.id != (opscore.ID{}) {
+		m.ID = f.id.String()
 	}
 	if f.delay >= 0 {
 		m = m.Delayed(f.delay)
