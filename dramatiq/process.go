@@ -101,6 +101,9 @@ func (s *Source) takes(queue, actor string) bool {
 // kept fills in what is kept of a delivery as an orphan.
 func (s *Source) kept(d *delivery, o opscore.Orphan) opscore.Orphan {
 	headers, err := json.Marshal(d.Headers)
+	if len(d.Headers) == 0 {
+		headers = nil
+	}
 	if err != nil || len(headers) > maxHeaders {
 		headers = []byte(`"too many to be kept"`)
 	}

@@ -184,12 +184,19 @@ func settings() []setting {
 	}, dramatiqSettings()...)
 }
 
+// toggleValue is that of a flag which needs no value, shown as such.
+type toggleValue struct{ pflag.Value }
+
+// Type implements [pflag.Value].
+func (toggleValue) Type() string { return "bool" }
+
 func addSettingFlags(flags *pflag.FlagSet, keys ...string) {
 	for _, s := range settings() {
 		if slices.Contains(keys, s.key) {
 			flags.String(s.flag(), "", s.usage)
 			if s.toggle {
-				flags.Lookup(s.flag()).NoOptDefVal = "true"
+				f := flags.Lookup(s.flag())
+				f.NoOptDefVal, f.Value = "true", toggleValue{f.Value}
 			}
 		}
 	}

@@ -81,7 +81,7 @@ func (f *orphanFilter) add(flags *pflag.FlagSet) {
 		addFlag(flags, name, usage, parse, func(v string) { set(v); f.given = true })
 	}
 	text("reason", "only for this `REASON`, such as undecodable, actor_unknown, task_not_found or replayed",
-		func(v string) (string, error) { return v, opscore.ValidName("reason", v) }, func(v string) { f.Reason = opscore.Code(v) })
+		parseReason, func(v string) { f.Reason = opscore.Code(v) })
 	text("queue", "only from this `QUEUE`", parseQueue, func(v string) { f.Queue = v })
 	addFlag(flags, "message", "only those that came with this message `ID`", parseID, func(id opscore.ID) { f.Message, f.given = id, true })
 	addFlag(flags, "older-than", "only those last seen longer than `DURATION` ago", parsePeriod, func(d time.Duration) { f.OlderThan, f.given = d, true })
@@ -104,7 +104,7 @@ give the last id to --before. With --json their bodies are left out; show has th
 		},
 	}
 	f.add(c.Flags())
-	addFlag(c.Flags(), "limit", "at most `N` orphans, up to 1000 (default 50)", parseCount, func(n int) { f.Limit = n })
+	addFlag(c.Flags(), "limit", "at most `N` orphans, up to 1000 (default 50)", parsePage, func(n int) { f.Limit = n })
 	addFlag(c.Flags(), "before", "only orphans that arrived before the one with this `ID`", parseOrphanID, func(id opscore.ID) { f.Before = id })
 	return c
 }
@@ -373,4 +373,27 @@ func (s *session) dropMatching(ctx context.Context, store opscore.Orphans, f ops
 		return s.sayDropped(total)
 	}
 	return usagef("%s would be dropped for good; to do so, add --yes", plural(total, "orphan"))
+}
+
+func parsePage(text string) (int, error) {
+	n, err := parseCount(text)
+	if err == nil && n > 1000 {
+		err = errors.New("at most 1000; to page on, see --before")
+	}
+	return n, err
+}
+
+// parseReason refuses what no orphan can have as its reason: it would only look as if there were none.
+func parseReason(text string) (string, error) {
+	var known []string
+	for _, c := range []opscore.Code{
+		opscore.CodeActorUnknown, opscore.CodeConflict, opscore.CodeForeignDatabase, opscore.CodeInvalid, opscore.CodeReplayed, opscore.CodeTaskNotFound,
+		opscore.CodeTooLarge, opscore.CodeUndecodable,
+	} {
+		known = append(known, string(c))
+	}
+	if !slices.Contains(known, text) {
+		return "", fmt.Errorf("no orphan has the reason %q; known: %s%s", text, strings.Join(known, ", "), didYouMean(text, known))
+	}
+	return text, nil
 }

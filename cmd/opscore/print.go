@@ -4,12 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"github.com/opscore/opscore"
 )
 
 // hostile reports whether a terminal could take r as something other than a character in its place: control
@@ -186,4 +189,12 @@ func plural(n int, noun string) string {
 		return "1 " + noun
 	}
 	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// atMost shows how many attempts a task may have.
+func atMost(attempts int) string {
+	if attempts >= opscore.ForeverAttempts {
+		return "any number"
+	}
+	return strconv.Itoa(attempts)
 }

@@ -110,3 +110,9 @@ func TestASuggestionIsGivenOnlyIfItIsLikely(t *testing.T) {
 		}
 	}
 }
+
+func TestATaskWithoutALimitOfAttemptsIsShownAsSuch(t *testing.T) {
+	if got := atMost(opscore.ForeverAttempts) + ", " + atMost(3); got != "any number, 3" {
+		t.Errorf("got %q", got)
+	}
+}

@@ -185,7 +185,7 @@ func retryLine(t opscore.Task) string {
 	case opscore.CodeLost, opscore.CodeShutdown, opscore.CodeArgsIncompatible, opscore.CodeLostInWorker:
 		return fmt.Sprintf("handed back (%s): %s; %s", t.Code, firstLine(t.Error), next)
 	}
-	return fmt.Sprintf("attempt %d of %d failed: %s; %s", t.Attempt, t.MaxAttempts, firstLine(t.Error), next)
+	return fmt.Sprintf("attempt %d of %s failed: %s; %s", t.Attempt, atMost(t.MaxAttempts), firstLine(t.Error), next)
 }
 
 // whyWaiting says what keeps a task from starting here, as far as it can be seen.

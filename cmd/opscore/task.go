@@ -120,7 +120,7 @@ func (s *session) listTasks(ctx context.Context, f opscore.Filter) error {
 	rows := make([][]string, len(tasks))
 	for i, t := range tasks {
 		rows[i] = []string{
-			t.ID.String(), string(t.State), t.Actor, t.Queue, fmt.Sprintf("%d/%d", t.Attempt, t.MaxAttempts), age(t.CreatedAt),
+			t.ID.String(), string(t.State), t.Actor, t.Queue, fmt.Sprintf("%d/%s", t.Attempt, atMost(t.MaxAttempts)), age(t.CreatedAt),
 			clip(standing(t), 70),
 		}
 	}
@@ -202,7 +202,7 @@ func (s *session) showTask(t opscore.Task, attempts []opscore.Attempt) error {
 	if t.Priority != 0 {
 		field("priority", fmt.Sprint(t.Priority))
 	}
-	field("attempt", fmt.Sprintf("%d of %d, at most %s each", t.Attempt, t.MaxAttempts, goDuration(time.Duration(t.Timeout))))
+	field("attempt", fmt.Sprintf("%d of %s, at most %s each", t.Attempt, atMost(t.MaxAttempts), goDuration(time.Duration(t.Timeout))))
 	if t.Lost > 0 {
 		field("lost", fmt.Sprintf("%d of %d times with its worker", t.Lost, opscore.MaxLost))
 	}

@@ -143,7 +143,7 @@ func progressLine(t opscore.Task, width int) string {
 		done := int(t.Progress * cells)
 		line = fmt.Sprintf("[%s%s] %3.0f%%  %s", strings.Repeat("#", done), strings.Repeat(".", cells-done), 100*t.Progress, t.ProgressText)
 		if t.Attempt > 1 {
-			line += fmt.Sprintf("  (attempt %d of %d)", t.Attempt, t.MaxAttempts)
+			line += fmt.Sprintf("  (attempt %d of %s)", t.Attempt, atMost(t.MaxAttempts))
 		}
 	case t.Attempt > 0:
 		line = fmt.Sprintf("waiting for attempt %d of %d, %s: %s", t.Attempt+1, t.MaxAttempts, age(t.RunAt), firstLine(t.Error))
