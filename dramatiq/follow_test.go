@@ -199,17 +199,24 @@ func TestWhatTakesLongerThanTheBrokersPatienceRunsOnce(t *testing.T) {
 	}
 }
 
+// behind returns an adapter that reaches the database by way of a proxy.
+func (r *rig) behind() (*dramatiq.Adapter, *nodes.Proxy) {
+	r.Helper()
+	at, err := url.Parse(r.url)
+	check(r, err)
+	proxy := nodes.NewProxy(r, at.Host)
+	store, err := postgres.Open(r.Context(), proxy.URL(r.url), postgres.Options{Log: r.log})
+	check(r, err)
+	r.Cleanup(store.Close)
+	return &dramatiq.Adapter{Client: &opscore.Client{Store: store}, Actors: map[string]string{"ok": "python"}}, proxy
+}
+
 // TestAnOutcomeWaitsUntilWhatFollowsIsStored takes the database away from what stores that, and from nothing else.
 func TestAnOutcomeWaitsUntilWhatFollowsIsStored(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "default", "python")
-	at, err := url.Parse(r.url)
-	check(t, err)
-	proxy := nodes.NewProxy(t, at.Host)
-	other, err := postgres.Open(t.Context(), proxy.URL(r.url), postgres.Options{Log: r.log})
-	check(t, err)
-	t.Cleanup(other.Close)
-	r.work(adders(), worker{adapter: &dramatiq.Adapter{Client: &opscore.Client{Store: other}, Actors: map[string]string{"ok": "python"}}})
+	adapter, proxy := r.behind()
+	r.work(adders(), worker{adapter: adapter})
 	proxy.Cut()
 	id := r.send("add", "default", "[1,2]", "{}", `{"on_success":"ok"}`)
 	r.until("it cannot be stored", func() bool { return r.logged.has("cannot store what follows from an attempt") })
@@ -225,18 +232,10 @@ func TestAnOutcomeWaitsUntilWhatFollowsIsStored(t *testing.T) {
 func TestATaskIsGivenBackIfWhatFollowsCannotBeStored(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "default", "python")
-	at, err := url.Parse(r.url)
-	check(t, err)
-	proxy := nodes.NewProxy(t, at.Host)
-	other, err := postgres.Open(t.Context(), proxy.URL(r.url), postgres.Options{Log: r.log})
-	check(t, err)
-	t.Cleanup(other.Close)
+	adapter, proxy := r.behind()
 	hurry := make(chan struct{})
 	close(hurry)
-	stop := r.work(adders(), worker{
-		Worker:  opscore.Worker{Hurry: hurry, Grace: 100 * time.Millisecond},
-		adapter: &dramatiq.Adapter{Client: &opscore.Client{Store: other}, Actors: map[string]string{"ok": "python"}},
-	})
+	stop := r.work(adders(), worker{Worker: opscore.Worker{Hurry: hurry, Grace: 100 * time.Millisecond}, adapter: adapter})
 	proxy.Cut()
 	id := r.send("add", "default", "[1,2]", "{}", `{"on_success":"ok"}`)
 	r.until("it cannot be stored", func() bool { return r.logged.has("cannot store what follows from an attempt") })
