@@ -242,3 +242,14 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func TestAQueueIsRefusedThatCannotBeDramatiqs(t *testing.T) {
+	for name, valid := range map[string]bool{
+		"default": true, "opscore_mail": true, "_x.y-z": true, "default.DQ": false, "default.XQ": false, "opscore.default": false, "opscore-dead": false,
+		"amq.direct": false, "1st": false, "": false, "a b": false,
+	} {
+		if err := dramatiq.ValidQueue(name); (err == nil) != valid {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}

@@ -27,8 +27,8 @@ func ValidQueue(name string) error {
 		why = "a name of Dramatiq's has letters, digits, . _ and -, and begins with a letter or _"
 	case strings.HasSuffix(name, delayed) || strings.HasSuffix(name, dead):
 		why = "name the queue itself, without " + name[len(name)-3:] + ": what belongs to it is found"
-	case strings.HasPrefix(name, "amq.") || strings.HasPrefix(name, "opscore"):
-		why = "the name is reserved"
+	case strings.HasPrefix(name, "amq.") || strings.HasPrefix(name, "opscore.") || strings.HasPrefix(name, "opscore-"):
+		why = "the name is reserved: amq. is the broker's, opscore. and opscore- are for tickets"
 	default:
 		return nil
 	}

@@ -248,6 +248,9 @@ func (s *session) adoptOrphan(ctx context.Context, store opscore.Orphans, id ops
 	if errors.Is(err, opscore.ErrConflict) {
 		return fmt.Errorf("orphan %s cannot become a task: %w; --new-id gives it another id", id, err)
 	}
+	if errors.Is(err, opscore.ErrInvalid) {
+		return fmt.Errorf("orphan %s cannot become a task: %s", id, err.Error()) // the mistake is the message's, not the command line's
+	}
 	if err != nil {
 		return err
 	}
