@@ -95,19 +95,23 @@ func (b *inbox) hold(d *delivery, wait time.Duration) {
 	})
 }
 
-// take removes what is there, at most limit deliveries and, but for the first, so many bytes.
-func (b *inbox) take(limit, bytes int) []*delivery {
+// take removes what is there of a feed, or of all for nil, at most maxBatch deliveries and, but for the first, maxBytes.
+func (b *inbox) take(f *feed) (taken []*delivery) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n := 0
-	for n < len(b.waiting) && n < limit {
-		if bytes -= len(b.waiting[n].Body); bytes < 0 && n > 0 {
-			break
+	bytes, full := 0, false
+	b.waiting = slices.DeleteFunc(b.waiting, func(d *delivery) bool {
+		if full || f != nil && d.feed != f {
+			return false
 		}
-		n++
-	}
-	taken := b.waiting[:n:n]
-	if b.waiting = b.waiting[n:]; len(b.waiting) > 0 {
+		bytes += len(d.Body)
+		if full = len(taken) == maxBatch || bytes > maxBytes && len(taken) > 0; full {
+			return false
+		}
+		taken = append(taken, d)
+		return true
+	})
+	if len(b.waiting) > 0 {
 		b.signal()
 	}
 	return taken

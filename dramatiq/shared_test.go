@@ -93,6 +93,34 @@ func TestAQueueThatCannotBeUsedLeavesTheOthersAlone(t *testing.T) {
 	r.completed(r.send("add", "default.DQ", "[1,2]", "{}", `{"eta":1}`), "3")
 }
 
+// TestABusyWorkerGivesBackWhatWaitsInAllItsQueues leaves messages to whoever has a free slot, also to workers of Python's: as tasks they were ours.
+func TestABusyWorkerGivesBackWhatWaitsInAllItsQueues(t *testing.T) {
+	r := newRig(t)
+	r.declare(0, "default", "mail")
+	h, started := adders(), make(chan struct{})
+	opscore.Handle(h, opscore.Actor[json.RawMessage, string]{Name: "hold"}, func(ctx context.Context, _ json.RawMessage) (string, error) {
+		close(started)
+		<-ctx.Done()
+		return "", context.Cause(ctx)
+	})
+	hurry := make(chan struct{})
+	close(hurry)
+	r.work(h, worker{
+		Worker: opscore.Worker{Slots: 1, Hurry: hurry},
+		source: dramatiq.Options{Queues: map[string][]string{"default": nil, "mail": nil}},
+	})
+	r.send("hold", "default", "[]", "{}", "{}")
+	<-started
+	for range 5 {
+		r.send("add", "default", "[1,2]", "{}", "{}")
+		r.send("add", "mail", "[1,2]", "{}", "{}")
+	}
+	r.until("both queues have theirs back", func() bool { return r.waiting("default") == 5 && r.waiting("mail") == 5 })
+	if n := r.count("SELECT count(*) FROM opscore.task"); n != 1 {
+		t.Errorf("%d tasks, want the one that runs", n)
+	}
+}
+
 func TestACallbackWhoseActorHasMovedRuns(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "default")

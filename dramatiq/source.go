@@ -112,7 +112,7 @@ func (s *Source) Next(ctx context.Context, want opscore.Claim) ([]opscore.Task, 
 	idle := time.NewTimer(idleFor)
 	defer idle.Stop()
 	for {
-		if batch := s.inbox.take(maxBatch, maxBytes); len(batch) > 0 {
+		if batch := s.inbox.take(nil); len(batch) > 0 {
 			tasks, err := s.process(ctx, want, batch)
 			if err != nil || len(tasks) > 0 {
 				return tasks, err
@@ -324,7 +324,7 @@ func (c *consumer) park(ctx context.Context, want opscore.Claim) error {
 	if time.Now().Before(c.later) {
 		return nil
 	}
-	if batch := c.inbox.take(maxBatch, maxBytes); len(batch) > 0 {
+	if batch := c.inbox.take(c.feed); len(batch) > 0 {
 		if _, err := c.process(ctx, want, batch); err != nil && ctx.Err() == nil {
 			c.log.Error("cannot adopt delayed messages: they wait", "messages", len(batch), "error", err)
 			c.later = time.Now().Add(opscore.HeartbeatEvery)
