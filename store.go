@@ -200,6 +200,11 @@ type WorkerInfo struct {
 	Cause     string      `json:"cause,omitempty"` // why it is gone
 }
 
+// Takes reports whether the worker listens to the queue and has the actor: whether it could run such a task.
+func (w *WorkerInfo) Takes(queue, actor string) bool {
+	return slices.Contains(w.Queues, queue) && slices.Contains(w.Actors, actor)
+}
+
 // Chores is the upkeep of a store. Every chore is idempotent and safe under any number of concurrent runners;
 // each call does a bounded amount and is repeated until it returns nothing.
 type Chores interface {

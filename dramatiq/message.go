@@ -66,9 +66,9 @@ func decode(body []byte) (m Message, err error) {
 			return m, fmt.Errorf("%s is missing", key)
 		}
 	}
-	for key, open := range map[string]byte{"actor_name": '"', "args": '[', "kwargs": '{', "options": '{'} {
-		if values[key][0] != open {
-			return m, fmt.Errorf("%s is %s", key, kind(values[key]))
+	for _, key := range fields[1:5] {
+		if err := shaped(key, values[key]); err != nil {
+			return m, err
 		}
 	}
 	if twice := repeated(values["options"]); twice != "" {
@@ -178,13 +178,29 @@ func (m *Message) check() error {
 	case m.Timestamp.IsZero():
 		return errors.New("it has no timestamp")
 	}
-	for key, raw := range map[string][]byte{"args": or(m.Args, emptyArray), "kwargs": or(m.Kwargs, emptyObject), "options": or(m.Options, emptyObject)} {
+	for i, raw := range [][]byte{or(m.Args, emptyArray), or(m.Kwargs, emptyObject), or(m.Options, emptyObject)} {
+		key := fields[2+i]
 		if err := valid(raw); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
 		}
-		if want := map[string]byte{"args": '[', "kwargs": '{', "options": '{'}[key]; raw[0] != want {
-			return fmt.Errorf("%s is %s", key, kind(raw))
+		if err := shaped(key, raw); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// shaped refuses a value of another kind than its field has.
+func shaped(key string, raw []byte) error {
+	open := byte('{')
+	switch key {
+	case "actor_name":
+		open = '"'
+	case "args":
+		open = '['
+	}
+	if raw[0] != open {
+		return fmt.Errorf("%s is %s", key, kind(raw))
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package dramatiq
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"strings"
@@ -52,10 +53,6 @@ type declaration struct {
 
 // of returns the declarations of a queue and its companions, the dead letters' first.
 func (q Queues) of(queue string) []declaration {
-	deadFor := q.DeadFor
-	if deadFor == 0 {
-		deadFor = DeadFor
-	}
 	live := func(name string) declaration {
 		args := amqp.Table{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue + dead}
 		if q.MaxPriority > 0 {
@@ -63,7 +60,7 @@ func (q Queues) of(queue string) []declaration {
 		}
 		return declaration{name, args}
 	}
-	return []declaration{{queue + dead, amqp.Table{"x-message-ttl": deadFor.Milliseconds()}}, live(queue), live(queue + delayed)}
+	return []declaration{{queue + dead, amqp.Table{"x-message-ttl": cmp.Or(q.DeadFor, DeadFor).Milliseconds()}}, live(queue), live(queue + delayed)}
 }
 
 func (q Queues) validate() error {

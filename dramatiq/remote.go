@@ -2,6 +2,7 @@ package dramatiq
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -31,7 +32,7 @@ type outgoing struct {
 	Args      json.RawMessage `json:"args"`
 	Kwargs    json.RawMessage `json:"kwargs"`
 	Options   json.RawMessage `json:"options"`
-	ID        string          `json:"message_id,omitempty"` // the task's own if it is empty
+	ID        string          `json:"message_id,omitempty"` // made of the task's if it is empty
 	Timestamp int64           `json:"message_timestamp"`
 	DelayMS   *int64          `json:"delay_ms,omitempty"`
 }
@@ -44,10 +45,7 @@ type sent struct {
 
 // Request makes a request to send the message, to be given to [opscore.Client.Submit] with others.
 func (r Remote[In]) Request(in In, opts ...opscore.Option) (opscore.Request, error) {
-	o := outgoing{Queue: r.Queue, Actor: r.Name, Timestamp: time.Now().UnixMilli()}
-	if o.Queue == "" {
-		o.Queue = opscore.DefaultQueue
-	}
+	o := outgoing{Queue: cmp.Or(r.Queue, opscore.DefaultQueue), Actor: r.Name, Timestamp: time.Now().UnixMilli()}
 	if r.Delay > 0 {
 		ms := r.Delay.Milliseconds()
 		o.DelayMS = &ms

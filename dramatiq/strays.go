@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -66,9 +65,7 @@ func (s *Source) sort(ctx context.Context, others []*arrival) (known []*arrival,
 		why := fmt.Sprintf("no live worker that listens to queue %s has actor %s", a.queue, clip(a.message.Actor))
 		if !s.takes(a.queue, a.message.Actor) {
 			why = fmt.Sprintf("queue %s takes no messages for actor %s: see dramatiq.queues", a.queue, clip(a.message.Actor))
-		} else if slices.ContainsFunc(workers, func(w opscore.WorkerInfo) bool {
-			return w.Live && slices.Contains(w.Actors, a.message.Actor) && slices.Contains(w.Queues, a.queue)
-		}) {
+		} else if takers(workers, a.queue, a.message.Actor) > 0 {
 			known = append(known, a)
 			continue
 		}
@@ -159,7 +156,7 @@ func (c *consumer) lookAround(ctx context.Context) {
 	c.strays.mu.Lock()
 	crowd := c.strays.crowd(c.queue)
 	before := crowd.foreign
-	crowd.foreign = max(found-ours(workers, c.queue), 0)
+	crowd.foreign = max(found-takers(workers, c.queue, SendActor), 0) // every worker of ours that takes messages over has that actor
 	if others > 0 {
 		crowd.others = time.Now()
 	}
@@ -181,10 +178,10 @@ func (c *consumer) consumers(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-// ours counts the workers of ours that may take messages from a queue.
-func ours(workers []opscore.WorkerInfo, queue string) (n int) {
-	for _, w := range workers {
-		if w.Live && slices.Contains(w.Actors, SendActor) && slices.Contains(w.Queues, queue) {
+// takers counts the live workers of ours that run an actor's tasks from a queue.
+func takers(workers []opscore.WorkerInfo, queue, actor string) (n int) {
+	for i := range workers {
+		if workers[i].Live && workers[i].Takes(queue, actor) {
 			n++
 		}
 	}

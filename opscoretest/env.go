@@ -69,7 +69,7 @@ func (e *Env) Drain() {
 	for began := time.Now(); ; e.step(time.Since(began)) {
 		busy, left := e.busy()
 		switch {
-		case len(busy) == 0 && len(left) > 0 && !e.anybody():
+		case len(busy) == 0 && len(left) > 0 && len(e.workers()) == 0:
 			e.t.Fatalf("%s\n%s", e.nobody(left[0]), e.describe(left[0].ID))
 		case len(busy) == 0:
 			for _, t := range left {
@@ -282,16 +282,9 @@ func (e *Env) workers() []opscore.WorkerInfo {
 	return live
 }
 
-func (e *Env) anybody() bool { return len(e.workers()) > 0 }
-
 // takes reports whether one of the workers runs such tasks.
 func takes(workers []opscore.WorkerInfo, t opscore.Task) bool {
-	for _, w := range workers {
-		if slices.Contains(w.Queues, t.Queue) && slices.Contains(w.Actors, t.Actor) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(workers, func(w opscore.WorkerInfo) bool { return w.Takes(t.Queue, t.Actor) })
 }
 
 // nobody is the sentence that says why nobody runs a due task.

@@ -129,10 +129,11 @@ type process struct {
 	ended    chan struct{} // closed when the process has ended
 	err      error         // its exit status
 
+	owed int // answers to orders that it had while it was paused
+
 	mu     sync.Mutex
 	hurt   time.Time // until then something is wrong with it
 	killed bool
-	owed   int // answers to orders that it had while it was paused
 	resume *time.Timer
 }
 
@@ -239,9 +240,9 @@ func (w *process) ask(o order) (report, error) {
 	if err := json.NewEncoder(w.orders).Encode(o); err != nil {
 		return report{}, err
 	}
+	w.owed++
 	w.mu.Lock()
 	paused := w.resume != nil
-	w.owed++
 	w.mu.Unlock()
 	if paused {
 		return report{}, nil

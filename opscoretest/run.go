@@ -147,7 +147,7 @@ const worthAHalt = 5 * time.Minute
 // idle returns how long nothing will happen, until end at most, as far as the store knows.
 func (e *Env) idle(end time.Time) time.Duration {
 	e.t.Helper()
-	if time.Until(end) <= worthAHalt || e.hand == nil || e.hand.faulty() {
+	if time.Until(end) <= worthAHalt || e.hand == nil || e.faulty() {
 		return 0
 	}
 	workers := e.workers()

@@ -77,26 +77,15 @@ func try[In, Out any](t *testing.T, handler func(*testing.T, *Trial) func(contex
 		a := opscore.Actor[In, Out]{Name: "trial", MaxAttempts: 3}
 		opscore.Handle(h, a, attempt(tr, handler(t, tr)))
 		tr.points, tr.effects = nil, nil // of making it
-		crashed := make(chan struct{})
-		tr.crash = func() {
-			e.hand.(*local).gate.kill()
-			close(crashed)
-		}
 		e.start()
+		gate := e.hand.(*local).gate
+		tr.crash = gate.kill
 		sub, err := a.Submit(t.Context(), e.Client, in)
 		if err != nil {
 			t.Fatal(err)
 		}
-		isCrashed := func() bool {
-			select {
-			case <-crashed:
-				return true
-			default:
-				return false
-			}
-		}
-		e.follow(sub.ID, func(t opscore.Task) bool { return t.State.Terminal() || isCrashed() })
-		if isCrashed() {
+		e.follow(sub.ID, func(t opscore.Task) bool { return t.State.Terminal() || gate.killed() })
+		if gate.killed() {
 			e.CrashWorker()
 		}
 		o = tr.end(e, sub.ID)

@@ -254,36 +254,26 @@ func orphanConditions(f opscore.OrphanFilter) (where string, args []any) {
 	return strings.Join(terms, " AND "), args
 }
 
-// Orphans returns the orphans that came last, with their bodies.
-func (s *Store) Orphans(ctx context.Context, limit int) (orphans []opscore.Orphan, err error) {
-	err = s.orphansWith(ctx, &orphans, "true ORDER BY last_seen DESC LIMIT $1", limit)
-	return orphans, err
-}
-
 // GetOrphan implements [opscore.Orphans].
 func (s *Store) GetOrphan(ctx context.Context, id opscore.ID) (o opscore.Orphan, err error) {
-	var found []opscore.Orphan
-	if err := s.orphansWith(ctx, &found, "id = $1", id); err != nil {
-		return o, err
+	found := false
+	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+		var body []byte
+		o, err = scanOrphan(rows, &body)
+		o.Body, found = body, true
+		return err
+	}, s.sql("SELECT "+orphanHead+", body FROM opscore.orphan WHERE id = $1"), id)
+	switch {
+	case err != nil:
+		return opscore.Orphan{}, unavailable("read orphans", err)
+	case !found:
+		return opscore.Orphan{}, orphanNotFound(id)
 	}
-	if len(found) == 0 {
-		return o, orphanNotFound(id)
-	}
-	return found[0], nil
+	return o, nil
 }
 
 func orphanNotFound(id opscore.ID) error {
 	return &opscore.Error{Code: opscore.CodeOrphanNotFound, Message: fmt.Sprintf("orphan %s not found", id)}
-}
-
-func (s *Store) orphansWith(ctx context.Context, orphans *[]opscore.Orphan, where string, arg any) error {
-	return unavailable("read orphans", each(ctx, s.pool, func(rows pgx.Rows) error {
-		var body []byte
-		o, err := scanOrphan(rows, &body)
-		o.Body = body
-		*orphans = append(*orphans, o)
-		return err
-	}, s.sql("SELECT "+orphanHead+", body FROM opscore.orphan WHERE "+where), arg))
 }
 
 // DropOrphans implements [opscore.Orphans].

@@ -195,7 +195,7 @@ func TestWhatATicketNamesWithoutSuccessIsSettled(t *testing.T) {
 
 	missing := uuid.Must(uuid.NewV7())
 	gone("the ticket of a task that does not exist", publish(missing, 0))
-	orphans, err := r.store.Orphans(t.Context(), 10)
+	orphans, err := r.store.ListOrphans(t.Context(), opscore.OrphanFilter{})
 	if err != nil || len(orphans) != 1 || orphans[0].ID != missing || orphans[0].Reason != opscore.CodeTaskNotFound {
 		t.Errorf("orphans = %+v, %v", orphans, err)
 	}
