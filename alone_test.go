@@ -497,7 +497,7 @@ func TestATaskThatKillsItsWorkerAloneIsPoisonAndItsNeighboursComplete(t *testing
 		}
 	})
 	opscoretest.Run(t, h, func(t *testing.T, env *opscoretest.Env) {
-		id := opscore.ID(uuid.Must(uuid.NewV7()))
+		id := uuid.Must(uuid.NewV7())
 		killer.Store(&id)
 		submit(t, env, opscore.WithID(id), opscore.Timeout(time.Hour))
 		var others []opscore.ID
