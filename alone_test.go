@@ -1,9 +1,11 @@
 package opscore_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -430,6 +432,28 @@ func TestASuspectIsAloneUntilOutcomesAreRecordedBeforeItAndAfterIt(t *testing.T)
 		wantState(t, store, suspect, opscore.Completed)
 		wantState(t, store, after, opscore.Completed)
 		stage.wantAlone(t, suspect)
+	})
+}
+
+func TestAWorkerThatTakesNothingForASuspectSaysSoEveryMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, stage := open(t), newStage()
+		suspect := addSuspect(t, store, "1s")
+		addTo(t, store, "210s")
+		var log bytes.Buffer
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		w := &opscore.Worker{Store: store, Handlers: stage.handlers(), Slots: 5, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		go func() { done <- w.Run(ctx) }()
+		time.Sleep(5 * time.Minute)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		wantState(t, store, suspect, opscore.Completed)
+		if n := strings.Count(log.String(), "still waits for others to end"); n != 3 || !strings.Contains(log.String(), "slots_taken=1") {
+			t.Errorf("said %d times, want 3:\n%s", n, log.String())
+		}
 	})
 }
 
