@@ -15,8 +15,9 @@ func (c *crew) drain() error {
 	if err := c.enter(context.Background(), WorkerDraining); err != nil {
 		c.log.Error("heartbeat failed", "error", err)
 	}
+	began := time.Now()
 	c.mu.Lock()
-	before := c.report
+	c.drained = Drained{}
 	c.mu.Unlock()
 	performed := after(&c.performing)
 	if !wait(performed, cmp.Or(c.Drain, DefaultDrain), c.Hurry) {
@@ -27,10 +28,10 @@ func (c *crew) drain() error {
 	c.awaitRecorded(cmp.Or(c.Grace, DefaultGrace))
 	close(c.stop)
 	c.mu.Lock()
-	r := c.report
+	c.drained.Released, c.drained.Stuck, c.drained.Took = released, stuck, Duration(time.Since(began))
+	d := c.drained
 	c.mu.Unlock()
-	c.log.Info("worker drained", "finished", r.finished-before.finished, "handed_back", r.handedBack-before.handedBack,
-		"released", released)
+	c.log.Info("worker drained", "finished", d.Finished, "handed_back", d.HandedBack, "released", d.Released, "took", d.Took)
 	if len(stuck) > 0 {
 		return &Error{Code: CodeHandlerStuck, Message: "handlers ignored their cancelled context: " + strings.Join(stuck, ", ")}
 	}
