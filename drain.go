@@ -3,8 +3,6 @@ package opscore
 import (
 	"cmp"
 	"context"
-	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -76,32 +74,8 @@ func (c *crew) cancelAll(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range c.runs {
-		r.cancel(cause)
+		r.interrupt(cause)
 	}
-}
-
-// releaseStuck hands back the tasks whose handlers did not return, and names them; and those whose outcomes cannot be recorded.
-func (c *crew) releaseStuck() (names []string, released int) {
-	var outcomes []Outcome
-	c.mu.Lock()
-	for _, r := range c.runs {
-		why := "what follows from it could not be stored"
-		switch {
-		case r.done:
-			continue
-		case !r.owes:
-			why = "the handler ignored its cancelled context"
-			names = append(names, fmt.Sprintf("%s (task %s)", r.task.Actor, r.task.ID))
-		}
-		outcomes = append(outcomes, Outcome{
-			Task: r.task.ID, ClaimSeq: r.task.ClaimSeq, Worker: r.task.Worker, State: Pending,
-			Uncounted: true, Code: CodeShutdown, Error: why, Log: r.run.notes.end(),
-		})
-	}
-	c.mu.Unlock()
-	c.release(outcomes)
-	slices.Sort(names)
-	return names, len(outcomes)
 }
 
 // handBack releases tasks that were claimed while the worker was told to stop: nobody ran them.

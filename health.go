@@ -61,6 +61,7 @@ func (c *crew) report() Report {
 		r.Drained = &d
 	}
 	c.mu.Unlock()
+	r.Checks = append(r.Checks, c.checkHandlers())
 	for _, s := range c.sources {
 		if checked, ok := s.(Checked); ok {
 			for _, check := range checked.Checks() {
@@ -133,6 +134,7 @@ func (c *crew) watch(ctx context.Context) {
 			c.complain(check, cmp.Or(before[check.Name], CheckOK))
 			before[check.Name] = check.State
 		}
+		c.endIfStuck()
 	}
 }
 

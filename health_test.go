@@ -181,7 +181,7 @@ func TestAWorkerIsReadyOnlyWhenNoCheckFailsAndSaysEveryTenSecondsWhichDoes(t *te
 		}
 		source.set(opscore.CheckDegraded, "pulls")
 		<-ready
-		time.Sleep(opscore.HeartbeatEvery)
+		time.Sleep(opscore.HeartbeatEvery + time.Second)
 		if got := registered(t, store)[0]; got.State != opscore.WorkerReady || got.Report.Check(opscore.CheckBroker).Text != "pulls" {
 			t.Errorf("state = %s, report = %+v", got.State, got.Report)
 		}
@@ -239,7 +239,7 @@ func TestAStoreThatDoesNotAnswerMakesAWorkerNotReady(t *testing.T) {
 			t.Errorf("it has failed for %s", silent)
 		}
 		cut.Delete("Heartbeat")
-		time.Sleep(opscore.HeartbeatEvery)
+		time.Sleep(opscore.HeartbeatEvery + time.Second)
 		if info := w.Info(); len(info.Report.Failed()) != 0 {
 			t.Errorf("afterwards: %+v", info.Report)
 		}
@@ -278,7 +278,7 @@ func TestAWorkerReportsHowItsClockDiffersFromTheStores(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := open(t)
 		employ(t, &opscore.Worker{Store: ahead{store}, Handlers: handlers(ok)})
-		time.Sleep(opscore.HeartbeatEvery)
+		time.Sleep(opscore.HeartbeatEvery + time.Second)
 		if skew := registered(t, store)[0].Report.Skew; skew != opscore.Duration(-time.Hour) {
 			t.Errorf("skew = %s", skew)
 		}

@@ -160,7 +160,7 @@ func (c *crew) reincarnate(ctx context.Context, state WorkerState) error {
 	old := c.identity().ID
 	c.mu.Lock()
 	for _, r := range c.runs {
-		r.cancel(ErrLeaseLost)
+		r.interrupt(ErrLeaseLost)
 	}
 	c.strays = map[fence]bool{}
 	c.mu.Unlock()
@@ -183,7 +183,7 @@ func (c *crew) reconcile(id ID, before map[fence]*running, owned []Owned) {
 		known[f] = true
 		switch r := c.runs[f]; {
 		case r != nil && o.Cancel:
-			r.cancel(errCancelled)
+			r.interrupt(errCancelled)
 		case r == nil && c.strays[f]:
 			// Seen at two heartbeats: the answer to its claim was lost.
 			orphaned = append(orphaned, Outcome{
@@ -196,7 +196,7 @@ func (c *crew) reconcile(id ID, before map[fence]*running, owned []Owned) {
 	c.strays = strays
 	for f, r := range before {
 		if !known[f] && !r.done && r.task.Worker == id {
-			r.cancel(ErrLeaseLost)
+			r.interrupt(ErrLeaseLost)
 		}
 	}
 	c.mu.Unlock()

@@ -162,6 +162,7 @@ const (
 	CheckStore    = "store"    // it answers heartbeats
 	CheckBroker   = "broker"   // it is connected, and the queues are subscribed to
 	CheckDelivery = "delivery" // what waits in the broker arrives; a worker that fails in this is deaf
+	CheckHandlers = "handlers" // they end when their context does
 	CheckLog      = "log"      // it is read fast enough
 )
 

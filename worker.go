@@ -117,8 +117,11 @@ type running struct {
 	task   Task
 	run    *Run
 	cancel context.CancelCauseFunc
-	done   bool // the handler has returned
-	owes   bool // what follows from its outcome cannot be stored
+	done   bool         // the handler has returned
+	begun  atomic.Int64 // when the handler was called, in ns since 1970; 0 before
+	told   time.Time    // when it was told to end before its time
+	why    error        // that it was told
+	owes   bool         // what follows from its outcome cannot be stored
 }
 
 type ending struct {
@@ -307,7 +310,7 @@ func (c *crew) start(ctx context.Context, t Task) {
 	c.mu.Lock()
 	c.runs[fence{t.ID, t.ClaimSeq}] = r
 	if t.Worker != c.info.ID {
-		cancel(ErrLeaseLost) // claimed before this worker lost its lease
+		r.interrupt(ErrLeaseLost) // claimed before this worker lost its lease
 	}
 	c.mu.Unlock()
 	c.performing.Add(1)
@@ -318,7 +321,10 @@ func (c *crew) start(ctx context.Context, t Task) {
 func (c *crew) perform(ctx context.Context, r *running) {
 	defer c.performing.Done()
 	began := time.Now()
-	emit(c.OnEvent, taskEvent(EventStarted, &r.task))
+	r.begun.Store(began.UnixNano())
+	started := taskEvent(EventStarted, &r.task)
+	started.Duration = max(r.task.StartedAt.Sub(r.task.RunAt), 0)
+	emit(c.OnEvent, started)
 	ctx, stop := context.WithTimeout(context.WithValue(ctx, runKey{}, r.run), time.Duration(r.task.Timeout))
 	result, err := []byte(nil), errGoexit
 	defer func() { // also when the handler ends its goroutine

@@ -54,7 +54,7 @@ func (s *Store) Register(ctx context.Context, w opscore.WorkerInfo) error {
 	lease := time.Duration(cmp.Or(w.Lease, opscore.Duration(opscore.LeaseFor))).Microseconds()
 	_, err := s.beats.Exec(ctx, s.sql(`
 		INSERT INTO opscore.worker (id, host, pid, build, queues, actors, slots, lease, about, state, started_at, last_beat, lease_until)
-		SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now, now, now + $8 * interval '1 microsecond' FROM clock_timestamp() AS now`),
+		SELECT $1, $2, $3, $4, $5, $6, $7, $8::bigint, $9, $10, now, now, now + $8::bigint * interval '1 microsecond' FROM clock_timestamp() AS now`),
 		w.ID, w.Host, w.PID, w.Build, list(w.Queues), list(w.Actors), w.Slots, lease, w.About, w.State)
 	if err != nil {
 		return unavailable("register worker", err)

@@ -113,14 +113,12 @@ var registry = []scenario{
 	}},
 	{"the store's answer has its clock", func(e *env) {
 		w := e.worker()
-		first, err := e.store.Heartbeat(e.ctx, w, opscore.WorkerReady, opscore.Report{})
-		if err != nil || first.Clock.IsZero() {
-			e.Fatalf("heartbeat = %+v, %v", first, err)
-		}
-		e.pass(time.Second)
-		second, err := e.store.Heartbeat(e.ctx, w, opscore.WorkerReady, opscore.Report{})
-		if passed := second.Clock.Sub(first.Clock); err != nil || passed < time.Second || !second.Clock.Equal(e.info(w).LastBeat) {
-			e.Errorf("a second later by %s: %+v, %v", passed, second, err)
+		for range 2 {
+			heard, err := e.store.Heartbeat(e.ctx, w, opscore.WorkerReady, opscore.Report{})
+			if beat := e.info(w).LastBeat; err != nil || !heard.Clock.Equal(beat) || beat.IsZero() {
+				e.Errorf("heartbeat at %s = %+v, %v", beat, heard, err)
+			}
+			e.pass(time.Second)
 		}
 	}},
 	{"a worker with a lease of its own lives so long", func(e *env) {
