@@ -169,24 +169,6 @@ func settings() []setting {
 			},
 		},
 		{
-			key: "listen", env: "OPSCORE_LISTEN",
-			usage: "answer /healthz, /readyz and /metrics at `[HOST:]PORT`; without a host only to this machine (default: none)",
-			parse: func(c *config, raw []string) (err error) {
-				c.listen, err = listenAddress(raw[0])
-				return err
-			},
-		},
-		{
-			key: "listen_token", env: "OPSCORE_LISTEN_TOKEN", redact: func(string) string { return "…" },
-			usage: "give metrics to whoever has this `TOKEN`, where others than this machine can reach them",
-			parse: func(c *config, raw []string) error {
-				if c.token = raw[0]; len(c.token) < minToken {
-					return fmt.Errorf("must have at least %d characters", minToken)
-				}
-				return nil
-			},
-		},
-		{
 			key: "orphans.keep", env: "OPSCORE_ORPHANS_KEEP", def: goDuration(opscore.OrphanFor),
 			usage: "forget messages that belong to no task when they have not come for `DURATION`, or forever (default 720h)",
 			parse: func(c *config, raw []string) (err error) {
@@ -212,7 +194,7 @@ func settings() []setting {
 				return nil
 			},
 		},
-	}, dramatiqSettings()...)
+	}, append(probeSettings(), dramatiqSettings()...)...)
 }
 
 // toggleValue is that of a flag which needs no value, shown as such.

@@ -1,6 +1,11 @@
 package main
 
-import "net"
+import (
+	"context"
+	"net"
+)
 
 // listen listens on a TCP address.
-func listen(addr string) (net.Listener, error) { return net.Listen("tcp", addr) }
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+}

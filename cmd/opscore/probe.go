@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -19,6 +20,29 @@ import (
 
 // minToken is the length of a token that cannot be guessed by trying.
 const minToken = 16
+
+func probeSettings() []setting {
+	return []setting{
+		{
+			key: "listen", env: "OPSCORE_LISTEN",
+			usage: "answer /healthz, /readyz and /metrics at `[HOST:]PORT`; without a host only to this machine (default: none)",
+			parse: func(c *config, raw []string) (err error) {
+				c.listen, err = listenAddress(raw[0])
+				return err
+			},
+		},
+		{
+			key: "listen_token", env: "OPSCORE_LISTEN_TOKEN", redact: func(string) string { return "…" },
+			usage: "give metrics to whoever has this `TOKEN`, where others than this machine can reach them",
+			parse: func(c *config, raw []string) error {
+				if c.token = raw[0]; len(c.token) < minToken {
+					return fmt.Errorf("must have at least %d characters", minToken)
+				}
+				return nil
+			},
+		},
+	}
+}
 
 // listenAddress reads where to listen: without a host only this machine can connect.
 func listenAddress(text string) (string, error) {
@@ -46,7 +70,7 @@ const listenAgain = 5 * time.Second
 func serveProbe(ctx context.Context, p *server.Probe, addr string, log *slog.Logger) {
 	said := ""
 	for ctx.Err() == nil {
-		l, err := listen(addr)
+		l, err := listen(ctx, addr)
 		if err == nil {
 			said = ""
 			err = serveOn(ctx, p, l, log)

@@ -391,14 +391,20 @@ func (o waitOptions) missing(ready int, workers []opscore.WorkerInfo) error {
 		return errors.New(text + ": no worker is registered")
 	}
 	for _, w := range workers {
-		why := workerState(w)
-		for _, c := range w.Report.Failed() {
-			why += fmt.Sprintf(" (%s: %s)", c.Name, c.Text)
-		}
-		if !o.wants(&w) {
-			why += fmt.Sprintf(" and has queues %s, actors %s", strings.Join(w.Queues, ","), strings.Join(w.Actors, ","))
-		}
-		text += fmt.Sprintf("; worker %s (%s, process %d) is %s", w.ID, w.Host, w.PID, why)
+		text += fmt.Sprintf("; worker %s (%s, process %d) is %s", w.ID, w.Host, w.PID, o.unfit(&w))
 	}
 	return errors.New(text)
+}
+
+// unfit says why a worker is not one of those that are waited for.
+func (o waitOptions) unfit(w *opscore.WorkerInfo) string {
+	var why strings.Builder
+	why.WriteString(workerState(*w))
+	for _, c := range w.Report.Failed() {
+		fmt.Fprintf(&why, " (%s: %s)", c.Name, c.Text)
+	}
+	if !o.wants(w) {
+		fmt.Fprintf(&why, " and has queues %s, actors %s", strings.Join(w.Queues, ","), strings.Join(w.Actors, ","))
+	}
+	return why.String()
 }
