@@ -33,7 +33,7 @@ func lose(t *testing.T, store opscore.Store, id opscore.ID) {
 	if err != nil || len(got.Tasks) != 1 {
 		t.Fatalf("claim = %v, %v", got.Tasks, err)
 	}
-	if err := store.Leave(t.Context(), worker, "killed"); err != nil {
+	if err := store.Leave(t.Context(), worker, "killed", opscore.Report{}); err != nil {
 		t.Fatal(err)
 	}
 	if lost, err := store.Rescue(t.Context()); err != nil || len(lost) != 1 {

@@ -29,6 +29,8 @@ var mutants = []storetest.Mutant{
 	{"a suspect that came to an end stays one", "runs.go", "WHEN $12 AND t.alone_seq = t.claim_seq THEN 0", "WHEN $12 AND t.alone_seq < 0 THEN 0"},
 	{"whoever comes to an end is cleared", "runs.go", "WHEN $12 AND t.alone_seq = t.claim_seq THEN 0", "WHEN $12 THEN 0"},
 	{"prune ignores the queue's retention", "chores.go", "ELSE queue = $3 END", "ELSE $3 <> '' END"},
+	{"who asked last wins", "registry.go", "coalesce(nullif(w.stop_by, ''), $2)", "$2"},
+	{"a lease of its own is not renewed for as long", "registry.go", "clock_timestamp() + lease * interval", "clock_timestamp() + 30000000 * interval"},
 	{"a worker that is gone can heartbeat", "registry.go", "WHERE id = $1 AND state <> 'gone' RETURNING", "WHERE id = $1 RETURNING"},
 }
 
