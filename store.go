@@ -106,6 +106,9 @@ type Runs interface {
 	Finish(ctx context.Context, outcomes []Outcome) ([]Recorded, error)
 	// Note stores progress, where the fence holds, and log lines, also those that come late of a claim that was made.
 	Note(ctx context.Context, notes []Note) error
+	// Isolate notes that a running task has its worker to itself from now on, and starts its attempt anew, until this claim of it ends. Only if it is
+	// lost then it may be poison. It is an [ErrLeaseLost] if the fence does not hold or the worker is gone; to note it twice is the same as once.
+	Isolate(ctx context.Context, task ID, claimSeq int64, worker ID) error
 }
 
 // Claim is what a worker wants.
@@ -151,7 +154,8 @@ type Chores interface {
 	// Rescue takes the tasks of dead workers back. A worker is dead when it has left, when the store has proof
 	// of its death, or when its lease has run out in two observations at least HeartbeatEvery apart by this
 	// Store value with no heartbeat between them. A rescued task counts one loss and is pending again after a
-	// backoff; one lost MaxLost times is failed as poison, one with a requested cancellation is cancelled.
+	// backoff, however often; one lost MaxLost times that was alone the last time is failed as poison, and one with a
+	// requested cancellation is cancelled: see LostOutcome.
 	Rescue(ctx context.Context) ([]Task, error)
 	// Expire fails pending tasks that can no longer start in time.
 	Expire(ctx context.Context) ([]Task, error)
@@ -160,7 +164,8 @@ type Chores interface {
 	Prune(ctx context.Context, r Retention) (int, error)
 }
 
-// MaxLost is how often a task may be lost with its worker before it is failed as poison.
+// MaxLost is how often a task may be lost with its worker before it is failed as poison, if it had the worker to itself the last
+// time. It gets one to itself once it was lost one time less: see [Task.Suspect].
 const MaxLost = 3
 
 // Retention says how long terminal tasks are kept after they finished, and orphans after they were last seen.

@@ -42,7 +42,7 @@ const (
 	CodeTimeout          Code = "timeout"           // the attempt exceeded its timeout
 	CodeCancelled        Code = "cancelled"         // somebody cancelled the task
 	CodeExpired          Code = "expired"           // it was not started before ExpiresAt
-	CodePoison           Code = "poison"            // it was lost with its worker too often
+	CodePoison           Code = "poison"            // its worker died with it too often, the last time with nothing beside it
 	CodeLost             Code = "lost"              // its worker died or lost its lease
 	CodeSnoozed          Code = "snoozed"           // the handler returned Snooze
 	CodeShutdown         Code = "shutdown"          // its worker shut down and handed it back
@@ -71,9 +71,10 @@ type Task struct {
 	FinishedAt  time.Time         `json:"finished_at,omitzero"` // when it reached a terminal state
 	Attempt     int               `json:"attempt"`              // attempts made, the running one included; lost and handed back ones do not count
 	MaxAttempts int               `json:"max_attempts"`
-	Lost        int               `json:"lost,omitempty"` // how often its worker died with it
-	Timeout     Duration          `json:"timeout"`        // limit of one attempt
-	ClaimSeq    int64             `json:"claim_seq"`      // bumped by every claim and every revoke: the fence
+	Lost        int               `json:"lost,omitempty"`  // how often its worker died with it, since it last came to an end alone
+	Alone       bool              `json:"alone,omitempty"` // it is running and has its worker to itself
+	Timeout     Duration          `json:"timeout"`         // limit of one attempt
+	ClaimSeq    int64             `json:"claim_seq"`       // bumped by every claim and every revoke: the fence
 	Worker      ID                `json:"worker,omitzero"`
 	UniqueKey   string            `json:"unique_key,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
@@ -215,18 +216,32 @@ func outcome(t *Task, result []byte, err, cause error, retry Backoff, random flo
 	return o
 }
 
-// LostOutcome is what the death of its worker means for a running task: pending again after a backoff, or poison. It
-// is the keeper's to record, in the worker's stead.
-func LostOutcome(t Task) Outcome {
+// Suspect reports whether the next loss of the task may show that it kills its workers: it runs with nothing beside it then, so that it
+// can neither harm others nor be blamed for what another does.
+func (t *Task) Suspect() bool { return t.Lost >= MaxLost-1 }
+
+// LostOutcome is what the death of its worker, of which the register says what is known, means for a running task: pending again after
+// a backoff, or poison if it was alone and has been lost too often. It is the keeper's to record, in the worker's stead.
+func LostOutcome(t Task, worker WorkerInfo) Outcome {
 	o := Outcome{
-		Task: t.ID, ClaimSeq: t.ClaimSeq, Worker: t.Worker, State: Pending, Delay: LostDelay(t.Lost + 1),
-		Uncounted: true, Code: CodeLost, Error: "its worker died or lost its lease",
+		Task: t.ID, ClaimSeq: t.ClaimSeq, Worker: t.Worker, State: Pending, Delay: LostDelay(t.Lost + 1), Uncounted: true, Code: CodeLost,
 	}
-	if t.Lost+1 >= MaxLost {
-		o.State, o.Code, o.Error = Failed, CodePoison, "its worker died with it too often"
+	how := "its worker died or lost its lease"
+	switch {
+	case t.Alone && t.Lost+1 >= MaxLost:
+		o.State, o.Code = Failed, CodePoison
+		how = fmt.Sprintf("it was lost %d times with its worker, the last time while it ran alone", t.Lost+1)
+	case t.Suspect():
+		how += " while the task waited to run alone"
 	}
+	o.Error = clip(fmt.Sprintf("%s: worker %s on %s, process %d: %s",
+		how, t.Worker, cmp.Or(worker.Host, "an unknown host"), worker.PID, cmp.Or(worker.Cause, "why is not known")), maxErrorBytes)
 	return o
 }
+
+// Clears reports whether an attempt that ends so shows that a task does not kill its worker: its handler came to an
+// end by itself, and the task goes on. If it was alone, its losses are forgotten.
+func (o *Outcome) Clears() bool { return o.State == Pending && (!o.Uncounted || o.Code == CodeSnoozed) }
 
 // LostDelay is how long a task waits after it was lost for the nth time: 1, 2, 4 … s.
 func LostDelay(n int) time.Duration { return time.Second << min(max(n-1, 0), 6) }

@@ -88,6 +88,7 @@ type crew struct {
 	slots   chan struct{} // a token per free slot
 	share   int           // of the slots, that one source may reserve at a time
 	backlog chan struct{} // a token per outcome that is not recorded yet: twice the slots, so that recording and running overlap
+	door    door          // that new tasks come in by
 	ended   *batch.Batch[ending]
 	notes   *batch.Batch[Note]
 
@@ -234,9 +235,7 @@ func (c *crew) take(ctx context.Context, s Source) {
 		for range n - len(tasks) {
 			c.slots <- struct{}{}
 		}
-		for _, t := range tasks {
-			c.start(ctx, t)
-		}
+		c.startAll(ctx, tasks)
 		if err == nil {
 			backoff = 0
 			continue
@@ -272,13 +271,7 @@ const maxGather = 5 * time.Millisecond
 // reserve waits for a free slot and takes what is free, or gets free within gather, up to a source's share; 0 means that
 // ctx ended.
 func (c *crew) reserve(ctx context.Context, gather time.Duration) int {
-	select {
-	case <-ctx.Done():
-		return 0
-	case <-c.slots:
-	}
-	if ctx.Err() != nil {
-		c.slots <- struct{}{}
+	if !c.enterSlot(ctx) {
 		return 0
 	}
 	enough := time.NewTimer(gather)
@@ -303,8 +296,15 @@ func (c *crew) reserve(ctx context.Context, gather time.Duration) int {
 	return c.share
 }
 
-// start makes a claimed task a run.
+// start makes a claimed task a run, and begins it.
 func (c *crew) start(ctx context.Context, t Task) {
+	run, r := c.admit(ctx, t)
+	c.performing.Add(1)
+	go c.perform(run, r)
+}
+
+// admit makes a claimed task a run, which ends with the returned context.
+func (c *crew) admit(ctx context.Context, t Task) (context.Context, *running) {
 	base, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	r := &running{task: t, run: newRun(t, c.MaxResult, noteEvery, func(n Note) { c.notes.Add(n) }), cancel: cancel}
 	c.mu.Lock()
@@ -313,8 +313,7 @@ func (c *crew) start(ctx context.Context, t Task) {
 		r.interrupt(ErrLeaseLost) // claimed before this worker lost its lease
 	}
 	c.mu.Unlock()
-	c.performing.Add(1)
-	go c.perform(base, r)
+	return base, r
 }
 
 // perform takes one task from its claim to its outcome.

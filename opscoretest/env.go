@@ -237,7 +237,8 @@ func (e *Env) faulty() bool { return e.hand != nil && e.hand.faulty() }
 // stuck says that a handler goes on although its timeout is over, or "".
 func (e *Env) stuck(t opscore.Task) string {
 	over := time.Since(t.StartedAt) - time.Duration(t.Timeout)
-	if t.State != opscore.Running || over < heedWithin || e.hand == nil || e.faulty() {
+	waits := t.Suspect() && !t.Alone // for other tasks to end: its handler has not started
+	if t.State != opscore.Running || waits || over < heedWithin || e.hand == nil || e.faulty() {
 		return ""
 	}
 	return fmt.Sprintf("the handler of actor %s ignores that its context has ended, %s ago:\n%s\n", t.Actor, over, e.hand.stacks())

@@ -160,6 +160,11 @@ func (g *gate) Note(ctx context.Context, notes []opscore.Note) error {
 	return passErr(ctx, g, func() error { return g.Store.Note(ctx, notes) })
 }
 
+// Isolate implements [opscore.Runs].
+func (g *gate) Isolate(ctx context.Context, task opscore.ID, claimSeq int64, worker opscore.ID) error {
+	return passErr(ctx, g, func() error { return g.Store.Isolate(ctx, task, claimSeq, worker) })
+}
+
 // Register implements [opscore.Registry].
 func (g *gate) Register(ctx context.Context, w opscore.WorkerInfo) error {
 	return passErr(ctx, g, func() error {

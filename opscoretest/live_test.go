@@ -91,6 +91,28 @@ func TestACrashLosesNoTaskAnywhere(t *testing.T) {
 	})
 }
 
+func TestTasksLostTwiceTogetherRunOneAfterTheOtherAnywhere(t *testing.T) {
+	everywhere(t, func(t *testing.T, env *Env) {
+		ids := []opscore.ID{submit(t, env, nap, 2*time.Second), submit(t, env, nap, 2*time.Second)}
+		for range opscore.MaxLost - 1 {
+			for _, id := range ids {
+				running(t, env, id)
+			}
+			env.CrashWorker()
+		}
+		first, second := env.MustComplete(ids[0]), env.MustComplete(ids[1])
+		if second.StartedAt.Before(first.StartedAt) {
+			first, second = second, first
+		}
+		if first.Lost != opscore.MaxLost-1 || second.Lost != first.Lost {
+			t.Errorf("lost %d and %d times", first.Lost, second.Lost)
+		}
+		if second.StartedAt.Before(first.FinishedAt) {
+			t.Errorf("one ran from %s to %s, the other from %s", first.StartedAt, first.FinishedAt, second.StartedAt)
+		}
+	})
+}
+
 // running waits until a task has started.
 func running(t *testing.T, env *Env, id opscore.ID) {
 	t.Helper()

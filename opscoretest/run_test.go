@@ -121,6 +121,29 @@ func TestACrashLosesAnAttemptAndNoTask(t *testing.T) {
 	})
 }
 
+func TestATaskThatWaitsToRunAloneIsNotTakenForAStuckOne(t *testing.T) {
+	Run(t, handlers(nil), func(t *testing.T, env *Env) {
+		id := submit(t, env, nap, 5*time.Second, opscore.Timeout(10*time.Second))
+		for n := 1; n < opscore.MaxLost; n++ {
+			env.Advance(time.Second)
+			env.CrashWorker()
+			if n < opscore.MaxLost-1 {
+				env.Advance(opscore.LostDelay(n))
+			}
+		}
+		long := submit(t, env, nap, 5*time.Minute, opscore.Timeout(time.Hour))
+		env.Advance(time.Minute)
+		task, err := env.Client.Get(t.Context(), id)
+		if err != nil || task.State != opscore.Running || task.Alone || !task.Suspect() {
+			t.Fatalf("beside the long task it is %s, lost %d, alone: %v, %v", task.State, task.Lost, task.Alone, err)
+		}
+		if task := env.MustComplete(id); task.Attempt != 1 {
+			t.Errorf("attempt %d", task.Attempt)
+		}
+		env.MustComplete(long)
+	})
+}
+
 // The handler of a crashed worker cannot be killed. What it does must not count. The handler here runs in a bubble.
 func TestNothingCountsThatACrashedWorkerStillDoes(t *testing.T) {
 	var store *sqlite.Store

@@ -98,19 +98,21 @@ func (s *Store) dead(ctx context.Context) (map[opscore.ID]int64, error) {
 
 // rescueOwnerless takes back running tasks whose worker is gone.
 func (s *Store) rescueOwnerless(ctx context.Context) (rescued []opscore.Task, err error) {
-	const ownerless = `FROM opscore.task t WHERE t.state = 'running'
-		AND NOT EXISTS (SELECT FROM opscore.worker w WHERE w.id = t.worker AND w.state <> 'gone')`
+	const ownerless = `FROM opscore.task t LEFT JOIN opscore.worker w ON w.id = t.worker
+		WHERE t.state = 'running' AND coalesce(w.state, 'gone') = 'gone'`
 	var found bool
 	if err := s.pool.QueryRow(ctx, s.sql("SELECT EXISTS (SELECT "+ownerless+")")).Scan(&found); err != nil || !found {
 		return nil, err
 	}
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		var lost []opscore.Task
+		var owners []opscore.WorkerInfo
 		err := each(ctx, tx, func(rows pgx.Rows) error {
-			t, err := scanTask(rows)
-			lost = append(lost, t)
+			var w opscore.WorkerInfo
+			t, err := scanTask(rows, &w.Host, &w.PID, &w.Cause)
+			lost, owners = append(lost, t), append(owners, w)
 			return err
-		}, s.sql("SELECT "+head+" "+ownerless+" ORDER BY t.id LIMIT $1 FOR UPDATE OF t SKIP LOCKED"), batchSize)
+		}, s.sql("SELECT "+head+", coalesce(w.host, ''), coalesce(w.pid, 0), coalesce(w.cause, '') "+ownerless+" ORDER BY t.id LIMIT $1 FOR UPDATE OF t SKIP LOCKED"), batchSize)
 		if err != nil {
 			return err
 		}
@@ -118,7 +120,7 @@ func (s *Store) rescueOwnerless(ctx context.Context) (rescued []opscore.Task, er
 		ids := make([]opscore.ID, len(lost))
 		for i, t := range lost {
 			ids[i] = t.ID
-			o := opscore.LostOutcome(t)
+			o := opscore.LostOutcome(t, owners[i])
 			s.queueEnd(b, &o, true, func(opscore.State) {})
 		}
 		if err := tx.SendBatch(ctx, b).Close(); err != nil {

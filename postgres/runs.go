@@ -364,7 +364,7 @@ const endSQL = `
 			claim_seq   = t.claim_seq + (t.cancel_at IS NULL AND $4 = 'pending' OR $11)::integer,
 			run_at      = CASE WHEN t.cancel_at IS NULL AND $4 = 'pending' THEN clock_timestamp() + $5 * interval '1 microsecond' ELSE t.run_at END,
 			attempt     = t.attempt - $6::boolean::integer,
-			lost        = t.lost + $11::boolean::integer,
+			lost        = CASE WHEN $11 THEN t.lost + 1 WHEN $12 AND t.alone_seq = t.claim_seq THEN 0 ELSE t.lost END,
 			code        = CASE WHEN t.cancel_at IS NOT NULL THEN 'cancelled' ELSE $8 END,
 			error       = $9
 		WHERE t.id = $1 AND t.state = 'running' AND t.claim_seq = $2 AND t.worker = $3
@@ -380,7 +380,7 @@ const endSQL = `
 // queueEnd queues endSQL; ended is called with the task's state after it.
 func (s *Store) queueEnd(b *pgx.Batch, o *opscore.Outcome, revoke bool, ended func(opscore.State)) {
 	b.Queue(s.sql(endSQL), o.Task, o.ClaimSeq, o.Worker, o.State, o.Delay.Microseconds(), o.Uncounted, o.Unstarted,
-		string(o.Code), o.Error, string(o.Code), revoke).QueryRow(func(row pgx.Row) error {
+		string(o.Code), o.Error, string(o.Code), revoke, o.Clears()).QueryRow(func(row pgx.Row) error {
 		var state opscore.State
 		err := row.Scan((*string)(&state))
 		if err == nil {
@@ -405,7 +405,7 @@ func (s *Store) notHeld(ctx context.Context, q querier, o *opscore.Outcome) (r o
 	err = each(ctx, q, func(rows pgx.Rows) error {
 		known = true
 		return rows.Scan(&r.Late)
-	}, s.sql(`SELECT late FROM opscore.attempt WHERE task = $1 AND claim_seq = $2 AND worker = $3 AND code <> 'lost' ORDER BY late LIMIT 1`),
+	}, s.sql(`SELECT late FROM opscore.attempt WHERE task = $1 AND claim_seq = $2 AND worker = $3 AND code NOT IN ('lost', 'poison') ORDER BY late LIMIT 1`),
 		o.Task, o.ClaimSeq, o.Worker)
 	if err != nil || known || o.Unstarted {
 		return r, err
@@ -437,6 +437,21 @@ func (s *Store) queueLog(b *pgx.Batch, task opscore.ID, seq int64, lines []opsco
 	for _, l := range lines {
 		b.Queue(s.sql(text), task, seq, l.At, l.Level, l.Text)
 	}
+}
+
+// Isolate implements [opscore.Runs]. The mark names the claim, so it ends with it.
+func (s *Store) Isolate(ctx context.Context, task opscore.ID, claimSeq int64, worker opscore.ID) error {
+	tag, err := s.pool.Exec(ctx, s.sql(`
+		UPDATE opscore.task SET alone_seq = claim_seq, started_at = clock_timestamp()
+		WHERE id = $1 AND state = 'running' AND claim_seq = $2 AND worker = $3
+			AND EXISTS (SELECT FROM opscore.worker WHERE id = $3 AND state <> 'gone')`), task, claimSeq, worker)
+	if err != nil {
+		return unavailable("isolate a task", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return opscore.ErrLeaseLost
+	}
+	return nil
 }
 
 // Note implements [opscore.Runs].

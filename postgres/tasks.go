@@ -19,7 +19,7 @@ import (
 // head are the columns of a task that scanTask reads, without args and result.
 const head = `t.id, t.queue, t.actor, -t.rank, t.state, t.run_at, t.created_at, t.expires_at, t.timeout, t.max_attempts, t.attempt,
 	t.lost, t.claim_seq, t.worker, t.started_at, t.finished_at, t.cancel_at, t.cancel_by, t.unique_key, t.labels, t.code, t.error,
-	t.progress, t.progress_text`
+	t.progress, t.progress_text, t.state = 'running' AND t.alone_seq = t.claim_seq`
 
 // scanTask reads head, then more.
 func scanTask(rows pgx.Rows, more ...any) (t opscore.Task, err error) {
@@ -30,7 +30,7 @@ func scanTask(rows pgx.Rows, more ...any) (t opscore.Task, err error) {
 	err = rows.Scan(append([]any{
 		&t.ID, &t.Queue, &t.Actor, &t.Priority, (*string)(&t.State), &run, &created, &expires, &timeout, &t.MaxAttempts,
 		&t.Attempt, &t.Lost, &t.ClaimSeq, &worker, &started, &finished, &cancelled, &t.CancelledBy, &t.UniqueKey, &t.Labels,
-		(*string)(&t.Code), &t.Error, &t.Progress, &t.ProgressText,
+		(*string)(&t.Code), &t.Error, &t.Progress, &t.ProgressText, &t.Alone,
 	}, more...)...)
 	if worker != nil {
 		t.Worker = *worker

@@ -151,11 +151,11 @@ func rescueOwnerless(c *conn) (rescued []opscore.Task, err error) {
 	}
 	at := now()
 	for _, t := range lost {
-		o := opscore.LostOutcome(t)
-		if _, err := c.exec("UPDATE opscore_task SET lost = lost + 1 WHERE id = ? AND state = 'running' AND claim_seq = ? AND worker = ?",
-			t.ID[:], t.ClaimSeq, t.Worker[:]); err != nil {
+		owner, err := deceased(c, t.Worker)
+		if err != nil {
 			return nil, err
 		}
+		o := opscore.LostOutcome(t, owner)
 		if _, _, err := endOtherwise(c, &o, at, true); err != nil {
 			return nil, err
 		}
@@ -166,6 +166,13 @@ func rescueOwnerless(c *conn) (rescued []opscore.Task, err error) {
 		rescued = append(rescued, after...)
 	}
 	return rescued, nil
+}
+
+// deceased is what the register knows of a dead worker.
+func deceased(c *conn, worker opscore.ID) (w opscore.WorkerInfo, err error) {
+	err = c.query(func(rows *sql.Rows) error { return rows.Scan(&w.Host, &w.PID, &w.Cause) },
+		"SELECT host, pid, cause FROM opscore_worker WHERE id = ?", worker[:])
+	return w, err
 }
 
 // Expire implements [opscore.Chores].

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,10 +46,24 @@ var processes = map[string]func(file string) error{
 			<-time.After(2 * time.Millisecond)
 			return "charged", nil
 		})
-		log := slog.New(slog.DiscardHandler)
-		go func() { _ = (&opscore.Keeper{Store: s, Log: log}).Run(context.Background()) }()
-		w := &opscore.Worker{Store: s, Handlers: h, Log: log, OnReady: func(opscore.WorkerInfo) { fmt.Println("ready") }}
-		return w.Run(context.Background())
+		return workOn(s, h)
+	},
+	// victim charges orders until it comes to one that kills it.
+	"victim": func(file string) error {
+		s, err := sqlite.Open(file)
+		if err != nil {
+			return err
+		}
+		h := opscore.Handlers{}
+		opscore.Handle(h, charge, func(_ context.Context, o order) (string, error) {
+			if o.Number == killer {
+				<-time.After(10 * time.Millisecond)
+				return "", syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			}
+			<-time.After(50 * time.Millisecond)
+			return "charged", nil
+		})
+		return workOn(s, h)
 	},
 	// start opens the file at the same moment as another process: when its standard input ends.
 	"start": func(file string) error {
@@ -66,6 +81,17 @@ var processes = map[string]func(file string) error{
 		}
 		return s.Close()
 	},
+}
+
+// killer is the number of an order that kills a victim.
+const killer = 25
+
+// workOn runs a worker and a keeper until the process dies.
+func workOn(s *sqlite.Store, h opscore.Handlers) error {
+	log := slog.New(slog.DiscardHandler)
+	go func() { _ = (&opscore.Keeper{Store: s, Log: log}).Run(context.Background()) }()
+	w := &opscore.Worker{Store: s, Handlers: h, Log: log, OnReady: func(opscore.WorkerInfo) { fmt.Println("ready") }}
+	return w.Run(context.Background())
 }
 
 // spawn starts a process and returns once it is ready.
@@ -158,6 +184,79 @@ func TestTasksOfAKilledWorkerCompleteOnceEach(t *testing.T) {
 	}
 	if n := count(t, s.DB(), "SELECT count(*) FROM opscore_attempt WHERE code = 'lost'"); n != lost {
 		t.Errorf("%d attempts are recorded as lost, %d tasks were running when their worker was killed", n, lost)
+	}
+}
+
+func TestBehaviour103ATaskThatKillsItsProcessIsFailedSoonAndHarmsNoOther(t *testing.T) {
+	const tasks = 50
+	path := filepath.Join(t.TempDir(), "opscore.db")
+	s := openAt(t, path)
+	requests := make([]opscore.Request, tasks)
+	for i := range requests {
+		requests[i] = charge.Request(order{i})
+	}
+	client := &opscore.Client{Store: s}
+	subs, err := client.Submit(t.Context(), requests...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := func() bool {
+		return count(t, s.DB(), "SELECT count(*) FROM opscore_task WHERE state IN ('pending', 'running')") == 0
+	}
+	deaths := superviseUntil(t, path, ended)
+	if deaths != opscore.MaxLost {
+		t.Errorf("the task killed %d processes, want %d", deaths, opscore.MaxLost)
+	}
+	together := 0
+	for i, sub := range subs {
+		task, err := client.Get(t.Context(), sub.ID)
+		switch {
+		case err != nil:
+			t.Error(err)
+		case i == killer:
+			if task.State != opscore.Failed || task.Code != opscore.CodePoison || task.Lost != opscore.MaxLost || !strings.Contains(task.Error, "its process is dead") {
+				t.Errorf("the killer is %s, %s, lost %d times: %s", task.State, task.Code, task.Lost, task.Error)
+			}
+		case task.State != opscore.Completed || task.Attempt != 1 || task.Lost >= opscore.MaxLost:
+			t.Errorf("an innocent task is %s, %s, attempt %d, lost %d times", task.State, task.Code, task.Attempt, task.Lost)
+		case task.Suspect():
+			together++
+		}
+	}
+	if together == 0 {
+		t.Error("no other task was lost with the killer as often as makes it a suspect: the test tests nothing")
+	}
+}
+
+// superviseUntil starts victims, a new one whenever one has died, and returns how many died until done says yes. It kills the last one.
+func superviseUntil(t *testing.T, path string, done func() bool) (deaths int) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(2 * time.Minute); ; deaths++ {
+		victim, _ := spawn(t, "victim", path)
+		died := make(chan struct{})
+		go func() {
+			_ = victim.Wait() // killed
+			close(died)
+		}()
+		for alive := true; alive; {
+			select {
+			case <-died:
+				alive = false
+			case <-tick.C:
+			}
+			switch {
+			case time.Now().After(deadline):
+				t.Fatalf("tasks are left after %d deaths", deaths)
+			case alive && done():
+				if err := victim.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+				<-died
+				return deaths
+			}
+		}
 	}
 }
 

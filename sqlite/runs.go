@@ -286,12 +286,13 @@ func endOtherwise(c *conn, o *opscore.Outcome, at int64, revoke bool) (r opscore
 			claim_seq   = claim_seq + (cancel_at = 0 AND ?2 OR ?11),
 			run_at      = CASE WHEN cancel_at = 0 AND ?2 THEN ?3 + ?4 ELSE run_at END,
 			attempt     = attempt - ?5,
+			lost        = CASE WHEN ?11 THEN lost + 1 WHEN ?12 AND alone_seq = claim_seq THEN 0 ELSE lost END,
 			code        = CASE WHEN cancel_at > 0 THEN 'cancelled' ELSE ?6 END,
 			error       = ?7
 		WHERE id = ?8 AND state = 'running' AND claim_seq = ?9 AND worker = ?10
 		RETURNING state, started_at`,
 		string(o.State), back, at, o.Delay.Microseconds(), o.Uncounted, string(o.Code), o.Error, o.Task[:], o.ClaimSeq, o.Worker[:],
-		revoke)
+		revoke, o.Clears())
 	if err != nil || !held {
 		return r, held, err
 	}
@@ -319,7 +320,7 @@ func notHeld(c *conn, o *opscore.Outcome, at int64) (r opscore.Recorded, err err
 	err = c.query(func(rows *sql.Rows) error {
 		known = true
 		return rows.Scan(&r.Late)
-	}, `SELECT late FROM opscore_attempt WHERE task = ? AND claim_seq = ? AND worker = ? AND code <> 'lost' ORDER BY late LIMIT 1`,
+	}, `SELECT late FROM opscore_attempt WHERE task = ? AND claim_seq = ? AND worker = ? AND code NOT IN ('lost', 'poison') ORDER BY late LIMIT 1`,
 		o.Task[:], o.ClaimSeq, o.Worker[:])
 	if err != nil || known {
 		return r, err
@@ -359,6 +360,20 @@ func addMissingLog(c *conn, task opscore.ID, seq int64, lines []opscore.LogLine)
 		}
 	}
 	return nil
+}
+
+// Isolate implements [opscore.Runs]. The mark names the claim, so it ends with it.
+func (s *Store) Isolate(ctx context.Context, task opscore.ID, claimSeq int64, worker opscore.ID) error {
+	return s.write(ctx, "isolate a task", func(c *conn) error {
+		n, err := c.exec(`
+			UPDATE opscore_task SET alone_seq = claim_seq, started_at = ?
+			WHERE id = ? AND state = 'running' AND claim_seq = ? AND worker = ?
+				AND worker IN (SELECT id FROM opscore_worker WHERE state <> 'gone')`, now(), task[:], claimSeq, worker[:])
+		if err == nil && n == 0 {
+			err = opscore.ErrLeaseLost
+		}
+		return err
+	})
 }
 
 // Note implements [opscore.Runs].

@@ -15,7 +15,8 @@ import (
 
 // head are the columns of a task that scanTask reads, without args and result.
 const head = `id, queue, actor, rank, state, run_at, created_at, expires_at, timeout, max_attempts, attempt, lost, claim_seq,
-	worker, started_at, finished_at, cancel_at, cancel_by, unique_key, labels, code, error, progress, progress_text`
+	worker, started_at, finished_at, cancel_at, cancel_by, unique_key, labels, code, error, progress, progress_text,
+	state = 'running' AND alone_seq = claim_seq`
 
 // scanTask reads head, then more.
 func scanTask(rows *sql.Rows, more ...any) (opscore.Task, error) {
@@ -28,7 +29,7 @@ func scanTask(rows *sql.Rows, more ...any) (opscore.Task, error) {
 	dest := append([]any{
 		&id, &t.Queue, &t.Actor, &t.Priority, (*string)(&t.State), &run, &created, &expires, &timeout,
 		&t.MaxAttempts, &t.Attempt, &t.Lost, &t.ClaimSeq, &worker, &started, &finished, &cancelled, &t.CancelledBy,
-		&t.UniqueKey, &labels, (*string)(&t.Code), &t.Error, &t.Progress, &t.ProgressText,
+		&t.UniqueKey, &labels, (*string)(&t.Code), &t.Error, &t.Progress, &t.ProgressText, &t.Alone,
 	}, more...)
 	if err := rows.Scan(dest...); err != nil {
 		return t, err

@@ -89,6 +89,11 @@ func (f *Faulty) Note(ctx context.Context, notes []opscore.Note) error {
 	return callErr(f, "Note", func() error { return f.Store.Note(ctx, notes) })
 }
 
+// Isolate implements [opscore.Runs].
+func (f *Faulty) Isolate(ctx context.Context, task opscore.ID, claimSeq int64, worker opscore.ID) error {
+	return callErr(f, "Isolate", func() error { return f.Store.Isolate(ctx, task, claimSeq, worker) })
+}
+
 // Register implements [opscore.Registry].
 func (f *Faulty) Register(ctx context.Context, w opscore.WorkerInfo) error {
 	return callErr(f, "Register", func() error { return f.Store.Register(ctx, w) })

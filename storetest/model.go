@@ -37,14 +37,15 @@ func RunModel(t *testing.T, h Harness) {
 			}
 			m.workers = []opscore.ID{m.worker(), m.worker()}
 			rt.Repeat(map[string]func(*rapid.T){
-				"submit": m.submitOne,
-				"claim":  m.claimSome,
-				"finish": m.finishOne,
-				"cancel": m.cancelOne,
-				"retry":  m.retryOne,
-				"pass":   m.passTime,
-				"die":    m.workerDies,
-				"":       m.compare,
+				"submit":  m.submitOne,
+				"claim":   m.claimSome,
+				"isolate": m.isolateOne,
+				"finish":  m.finishOne,
+				"cancel":  m.cancelOne,
+				"retry":   m.retryOne,
+				"pass":    m.passTime,
+				"die":     m.workerDies,
+				"":        m.compare,
 			})
 		})
 	})
@@ -59,7 +60,7 @@ type modelTask struct {
 	attempt, lost int
 	seq           int64
 	worker        opscore.ID
-	cancel        bool
+	cancel, alone bool
 	result        string
 }
 
@@ -131,6 +132,20 @@ func (m *model) claimSome(rt *rapid.T) {
 	}
 }
 
+func (m *model) isolateOne(rt *rapid.T) {
+	if len(m.claimed) == 0 {
+		rt.Skip("no claims")
+	}
+	c := rapid.SampledFrom(m.claimed).Draw(rt, "claim")
+	err := m.store.Isolate(m.ctx, c.ID, c.ClaimSeq, c.Worker)
+	if t := m.tasks[c.ID]; t.state == opscore.Running && t.seq == c.ClaimSeq && t.worker == c.Worker {
+		t.alone = true
+		want(m.env, "isolate", err, nil)
+		return
+	}
+	m.wantCode(err, opscore.CodeLeaseLost)
+}
+
 func (m *model) finishOne(rt *rapid.T) {
 	if len(m.claimed) == 0 {
 		rt.Skip("no claims")
@@ -148,7 +163,10 @@ func (m *model) finishOne(rt *rapid.T) {
 }
 
 func (t *modelTask) end(o opscore.Outcome) {
-	t.state = o.State
+	if t.alone && o.State == opscore.Pending && !o.Uncounted {
+		t.lost = 0
+	}
+	t.state, t.alone = o.State, false
 	if o.Uncounted {
 		t.attempt--
 	}
@@ -236,7 +254,7 @@ func (m *model) workerDies(rt *rapid.T) {
 		}
 		t.lost++
 		o := opscore.Outcome{State: opscore.Pending, Uncounted: true}
-		if t.lost >= opscore.MaxLost {
+		if t.lost >= opscore.MaxLost && t.alone {
 			o.State = opscore.Failed
 		}
 		seq := t.seq
@@ -258,7 +276,7 @@ func (m *model) compare(rt *rapid.T) {
 		t := m.tasks[got.ID]
 		have := modelTask{
 			id: got.ID, queue: got.Queue, key: got.UniqueKey, priority: got.Priority, state: got.State, attempt: got.Attempt,
-			lost: got.Lost, seq: got.ClaimSeq, result: string(got.Result), cancel: t.cancel, worker: t.worker,
+			lost: got.Lost, seq: got.ClaimSeq, result: string(got.Result), cancel: t.cancel, worker: t.worker, alone: got.Alone,
 		}
 		want(m.env, "task", have, *t)
 	}

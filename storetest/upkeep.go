@@ -3,6 +3,7 @@ package storetest
 import (
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -201,6 +202,47 @@ func (e *env) lapse(alive ...opscore.ID) []opscore.Task {
 	return e.rescue()
 }
 
+// claimAgain claims a task for a new worker.
+func (e *env) claimAgain(id opscore.ID) opscore.Task {
+	e.Helper()
+	c := wants(e.worker(), 1)
+	c.IDs = []opscore.ID{id}
+	tasks := e.claim(c)
+	if len(tasks) != 1 {
+		e.Fatalf("claim of %s = %v", id, ids(tasks))
+	}
+	return tasks[0]
+}
+
+// die ends a worker with its tasks.
+func (e *env) die(worker opscore.ID) {
+	e.Helper()
+	if err := e.store.Leave(e.ctx, worker, "killed by a test", opscore.Report{}); err != nil {
+		e.Fatalf("leave: %v", err)
+	}
+	e.rescue()
+}
+
+// suspect submits a task, has it lost as often as makes it one, and claims it.
+func (e *env) suspect() opscore.Task {
+	e.Helper()
+	id := e.submit()
+	for n := 1; n < opscore.MaxLost; n++ {
+		e.die(e.claimAgain(id).Worker)
+		e.pass(opscore.LostDelay(n))
+	}
+	t := e.claimAgain(id)
+	want(e, "suspect", t.Suspect(), true)
+	return t
+}
+
+func (e *env) isolate(t opscore.Task) {
+	e.Helper()
+	if err := e.store.Isolate(e.ctx, t.ID, t.ClaimSeq, t.Worker); err != nil {
+		e.Fatalf("isolate: %v", err)
+	}
+}
+
 var chores = []scenario{
 	{"the tasks of a live worker are never rescued", func(e *env) {
 		w := e.worker()
@@ -308,23 +350,123 @@ var chores = []scenario{
 		wg.Wait()
 		want(e, "rescued", total, 10)
 	}},
-	{"a task lost too often is failed as poison", func(e *env) {
+	{"a task lost too often is failed as poison if it was alone the last time", func(e *env) {
+		t := e.suspect()
+		e.isolate(t)
+		e.die(t.Worker)
+		got := e.wantState(t.ID, opscore.Failed)
+		want(e, "code", got.Code, opscore.CodePoison)
+		want(e, "lost", got.Lost, opscore.MaxLost)
+		want(e, "attempt", got.Attempt, 0)
+		want(e, "claim number", got.ClaimSeq, t.ClaimSeq+1)
+		want(e, "alone", got.Alone, false)
+		history := e.attempts(t.ID)
+		last := history[len(history)-1]
+		want(e, "in history", last.Code, opscore.CodePoison)
+		for _, known := range []string{"3 times", "alone", t.Worker.String(), "host", "process 1", "killed by a test"} {
+			if !strings.Contains(last.Error, known) || last.Error != got.Error {
+				e.Errorf("the errors do not say %q: %q, %q", known, last.Error, got.Error)
+			}
+		}
+		want(e, "late outcome", e.finish(ends(t, opscore.Completed))[0], opscore.Recorded{State: opscore.Failed, Late: true})
+		if _, err := e.store.Retry(e.ctx, []opscore.ID{t.ID}, "ann"); err != nil {
+			e.Fatalf("retry: %v", err)
+		}
+		want(e, "lost, once an operator put it back", e.get(t.ID).Lost, 0)
+	}},
+	{"a task that is never alone is never poison, however often it is lost", func(e *env) {
 		id := e.submit()
-		for n := 1; n <= opscore.MaxLost; n++ {
-			w := e.worker()
-			if tasks := e.claim(wants(w, 1)); len(tasks) != 1 {
-				e.Fatalf("claim %d = %v", n, tasks)
-			}
-			if err := e.store.Leave(e.ctx, w, "", opscore.Report{}); err != nil {
-				e.Fatalf("leave: %v", err)
-			}
-			e.rescue()
-			want(e, "lost", e.get(id).Lost, n)
+		for n := 1; n <= 2*opscore.MaxLost; n++ {
+			t := e.claimAgain(id)
+			want(e, "suspect", t.Suspect(), n >= opscore.MaxLost)
+			want(e, "alone", e.get(id).Alone, false)
+			e.die(t.Worker)
+			got := e.wantState(id, opscore.Pending)
+			want(e, "lost", got.Lost, n)
+			want(e, "code", got.Code, opscore.CodeLost)
+			e.wantAbout("due", got.RunAt, time.Now().Add(opscore.LostDelay(n)))
 			e.pass(opscore.LostDelay(n))
 		}
-		got := e.wantState(id, opscore.Failed)
-		want(e, "code", got.Code, opscore.CodePoison)
-		want(e, "attempt", got.Attempt, 0)
+	}},
+	{"a task that is lost alone for the first time is pending again", func(e *env) {
+		t := e.claimOne(e.worker())
+		e.isolate(t)
+		e.die(t.Worker)
+		want(e, "code", e.wantState(t.ID, opscore.Pending).Code, opscore.CodeLost)
+	}},
+	{"a task is alone until its claim ends, and no longer", func(e *env) {
+		t := e.suspect()
+		e.isolate(t)
+		o := ends(t, opscore.Pending)
+		o.Uncounted, o.Code = true, opscore.CodeShutdown
+		e.finish(o)
+		got := e.wantState(t.ID, opscore.Pending)
+		want(e, "alone when pending", got.Alone, false)
+		want(e, "lost, after it was handed back", got.Lost, opscore.MaxLost-1)
+		again := e.claimAgain(t.ID)
+		want(e, "alone under the next claim", e.get(t.ID).Alone, false)
+		e.die(again.Worker)
+		want(e, "lost among others", e.wantState(t.ID, opscore.Pending).Lost, opscore.MaxLost)
+	}},
+	{"an attempt that ends by itself clears a task that was alone", func(e *env) {
+		for _, end := range []struct {
+			code      opscore.Code
+			uncounted bool
+			lost      int
+		}{
+			{opscore.CodeError, false, 0},
+			{opscore.CodeTimeout, false, 0},
+			{opscore.CodeSnoozed, true, 0},
+			{opscore.CodeShutdown, true, opscore.MaxLost - 1},
+			{opscore.CodeLost, true, opscore.MaxLost - 1},
+		} {
+			for _, alone := range []bool{true, false} {
+				t := e.suspect()
+				lost := opscore.MaxLost - 1
+				if alone {
+					e.isolate(t)
+					lost = end.lost
+				}
+				o := ends(t, opscore.Pending)
+				o.Code, o.Uncounted, o.Delay = end.code, end.uncounted, time.Hour
+				e.finish(o)
+				if got := e.get(t.ID).Lost; got != lost {
+					e.Errorf("lost = %d after %s, alone: %v; want %d", got, end.code, alone, lost)
+				}
+			}
+		}
+	}},
+	{"a task is isolated only by who runs it", func(e *env) {
+		t := e.claimOne(e.worker())
+		if err := e.store.Leave(e.ctx, e.worker(), "", opscore.Report{}); err != nil {
+			e.Fatalf("leave: %v", err)
+		}
+		for _, f := range []opscore.Task{
+			{ID: newID(), ClaimSeq: t.ClaimSeq, Worker: t.Worker},
+			{ID: t.ID, ClaimSeq: t.ClaimSeq + 1, Worker: t.Worker},
+			{ID: t.ID, ClaimSeq: t.ClaimSeq, Worker: e.worker()},
+		} {
+			e.wantCode(e.store.Isolate(e.ctx, f.ID, f.ClaimSeq, f.Worker), opscore.CodeLeaseLost)
+		}
+		want(e, "alone", e.get(t.ID).Alone, false)
+		e.pass(time.Minute)
+		e.isolate(t)
+		e.isolate(t)
+		got := e.wantState(t.ID, opscore.Running)
+		want(e, "alone", got.Alone, true)
+		want(e, "claim number", got.ClaimSeq, t.ClaimSeq)
+		e.wantAbout("started", got.StartedAt, time.Now())
+		e.finish(ends(t, opscore.Completed))
+		want(e, "alone when completed", e.wantState(t.ID, opscore.Completed).Alone, false)
+		e.wantCode(e.store.Isolate(e.ctx, t.ID, t.ClaimSeq, t.Worker), opscore.CodeLeaseLost)
+	}},
+	{"a task of a worker that is gone is not isolated any more", func(e *env) {
+		t := e.claimOne(e.worker())
+		if err := e.store.Leave(e.ctx, t.Worker, "", opscore.Report{}); err != nil {
+			e.Fatalf("leave: %v", err)
+		}
+		e.wantCode(e.store.Isolate(e.ctx, t.ID, t.ClaimSeq, t.Worker), opscore.CodeLeaseLost)
+		want(e, "alone", e.get(t.ID).Alone, false)
 	}},
 	{"a lost task that was to be cancelled is cancelled", func(e *env) {
 		w := e.worker()

@@ -116,3 +116,31 @@ func TestATaskWithoutALimitOfAttemptsIsShownAsSuch(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestWhatTaskShowSaysOfLosses(t *testing.T) {
+	for _, tc := range []struct {
+		task         opscore.Task
+		losses, note string
+	}{
+		{opscore.Task{State: opscore.Running, Lost: 1}, "once with its worker", "started "},
+		{
+			opscore.Task{State: opscore.Pending, Lost: 2, Code: opscore.CodeLost},
+			"2 times with its worker; it runs alone next, and is failed if it is lost then",
+			"due again; lost: ",
+		},
+		{
+			opscore.Task{State: opscore.Running, Lost: 5},
+			"5 times with its worker; it runs alone next, and is failed if it is lost then",
+			"lost 5 times with its worker: runs alone, once that has nothing else to run",
+		},
+		{opscore.Task{State: opscore.Running, Lost: 2, Alone: true}, "2 times with its worker; it runs alone now, and is failed if it is lost again", "started "},
+		{opscore.Task{State: opscore.Failed, Lost: 3, Code: opscore.CodePoison}, "3 times with its worker", "poison: "},
+	} {
+		if got := losses(tc.task); got != tc.losses {
+			t.Errorf("losses = %q, want %q", got, tc.losses)
+		}
+		if got := standing(tc.task); !strings.HasPrefix(got, tc.note) {
+			t.Errorf("note = %q, want %q", got, tc.note)
+		}
+	}
+}

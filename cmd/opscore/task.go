@@ -138,6 +138,8 @@ func standing(t opscore.Task) string {
 	switch {
 	case t.State == opscore.Running && !t.CancelRequestedAt.IsZero():
 		return "cancellation requested " + age(t.CancelRequestedAt)
+	case t.State == opscore.Running && t.Suspect() && !t.Alone:
+		return "lost " + times(t.Lost) + " with its worker: runs alone, once that has nothing else to run"
 	case t.State == opscore.Running && (t.Progress > 0 || t.ProgressText != ""):
 		return fmt.Sprintf("%.0f%% %s", 100*t.Progress, t.ProgressText)
 	case t.State == opscore.Running:
@@ -156,6 +158,18 @@ func standing(t opscore.Task) string {
 		return "starts " + age(t.RunAt)
 	}
 	return ""
+}
+
+// losses says how often a task was lost, and what follows from that.
+func losses(t opscore.Task) string {
+	text := times(t.Lost) + " with its worker"
+	switch {
+	case t.State == opscore.Running && t.Alone:
+		text += "; it runs alone now, and is failed if it is lost again"
+	case !t.State.Terminal() && t.Suspect():
+		text += "; it runs alone next, and is failed if it is lost then"
+	}
+	return text
 }
 
 // shownTask is a task with its history, as --json prints it.
@@ -200,7 +214,7 @@ func (s *session) showTask(t opscore.Task, attempts []opscore.Attempt) error {
 	}
 	field("attempt", fmt.Sprintf("%d of %s, at most %s each", t.Attempt, atMost(t.MaxAttempts), goDuration(time.Duration(t.Timeout))))
 	if t.Lost > 0 {
-		field("lost", fmt.Sprintf("%d of %d times with its worker", t.Lost, opscore.MaxLost))
+		field("lost", losses(t))
 	}
 	field("submitted", when(t.CreatedAt))
 	if t.State == opscore.Pending {

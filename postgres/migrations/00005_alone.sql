@@ -1,0 +1,6 @@
+-- +goose Up
+-- The claim number under which the task had its worker to itself last: it has if that is its present one.
+ALTER TABLE opscore.task ADD COLUMN alone_seq bigint NOT NULL DEFAULT 0;
+
+-- +goose Down
+ALTER TABLE opscore.task DROP COLUMN alone_seq;
