@@ -327,7 +327,7 @@ func (m *member) freeze(id opscore.ID) {
 
 // writable reports whether others can write.
 func (f *fleet) writable() bool {
-	ctx, cancel := context.WithTimeout(f.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(f.Context(), 3*time.Second)
 	defer cancel()
 	return f.store.Resume(ctx, []string{"none"}) == nil
 }
