@@ -111,7 +111,7 @@ func (d *decoder) dramatiqFields(c *config, given map[string]candidate) fields {
 			if err == nil {
 				err = queues.parse(&config{}, names)
 			}
-			given[queues.key] = candidate{names, "file " + d.path}
+			given[queues.key] = candidate{raw: names, origin: "file " + d.path}
 			if err != nil && !errors.As(err, new(usageError)) {
 				err = d.errorf(n, "%s: %s", queues.key, err)
 			}
@@ -226,7 +226,13 @@ func (s *session) adapter() opscore.Adapter {
 // sendMessage sends one message and says which.
 func (a *app) sendMessage(ctx context.Context, conf *config, m dramatiq.Message) error {
 	if conf.broker == "" {
+		for _, r := range conf.remarks {
+			a.say("opscore: %s", r)
+		}
 		return usagef("no broker is given: set --broker, OPSCORE_BROKER_URL or broker in opscore.yaml to the RabbitMQ that Python's workers use")
+	}
+	if conf.fellBack("broker") {
+		a.say("broker %s (%s)", rabbitmq.Redacted(conf.broker), conf.origin("broker"))
 	}
 	if err := dramatiq.Send(ctx, conf.broker, conf.dramatiq.declare, m); err != nil {
 		return err

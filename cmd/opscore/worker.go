@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -30,6 +29,8 @@ a message must belong to a task that was stored before. What becomes no task is 
 SIGTERM or Ctrl-C makes it stop taking tasks, let the running ones finish (--drain), interrupt what is left (--grace)
 and exit; a second signal skips the wait. What did not finish goes back to the queue and costs no attempt.
 Exit status 70 means that something ignored its interruption.
+
+The log goes to stderr, or to --log-file, and never holds up a task: what cannot be written is dropped, and counted in the log.
 
 The ready file has what "worker list --json" says of the worker, and the database as --database takes it, so that others can find it: the
 absolute path of a file; of a postgres:// URL neither the password nor the parameters. The schema is there if it is not the default one.`
@@ -126,9 +127,14 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 		return err
 	}
 	sealFiles()
-	out := newLineWriter(a.stderr)
-	defer out.close()
-	log := newLogger(out, conf.logFormat)
+	log, out, err := a.openLog(conf)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		conf.logEnd(log, err)
+		out.close()
+	}()
 	if o.ephemeral {
 		remove, made := a.makeEphemeral(cmd, conf, log)
 		if made != nil {
@@ -136,12 +142,12 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 		}
 		defer func() { err = errors.Join(err, remove()) }()
 	}
+	conf.announce(log)
 	s, err := a.open(cmd, conf, created)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }()
-	s.sayDatabase()
 	ready := &readyFileWriter{path: o.readyFile, database: s.place.String(), schema: conf.schema}
 	if err := ready.remove(); err != nil {
 		return err
@@ -207,13 +213,6 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	err = worker.Run(ctx)
 	stopKeeper()
 	return errors.Join(err, ready.failed, <-kept)
-}
-
-func newLogger(to io.Writer, format string) *slog.Logger {
-	if format == "json" {
-		return slog.New(slog.NewJSONHandler(to, nil))
-	}
-	return slog.New(slog.NewTextHandler(to, nil))
 }
 
 func (a *app) workerListCommand() *cobra.Command {
