@@ -41,6 +41,7 @@ type config struct {
 	values    []value  // every setting with where it came from
 	warnings  []string // said by every command
 	remarks   []string // said by a worker at its start, and by config show: what has no effect
+	noBroker  string   // why the fallback is not used
 }
 
 // setting is one row of the table that declares every setting.
@@ -119,7 +120,7 @@ func settings() []setting {
 			fallback: "RABBITMQ_URL",
 			unfit: func(c *config, text string) string {
 				if !isPostgres(c.database) {
-					return "only tasks in a postgres:// database can be dispatched through RabbitMQ"
+					return brokerNeeds
 				}
 				if err := rabbitmq.ValidURL(text); err != nil {
 					return err.Error()
@@ -223,6 +224,8 @@ func addWorkerFlags(flags *pflag.FlagSet) {
 		"dramatiq.queues", "dramatiq.strict", "dramatiq.send", "dramatiq.max_priority", "dramatiq.dead_letter_ttl")
 }
 
+const brokerNeeds = "only tasks in a postgres:// database can be dispatched through RabbitMQ"
+
 // candidate is one place that gives a setting a value.
 type candidate struct {
 	raw      []string
@@ -319,10 +322,19 @@ func (c *config) fallbacks(s setting, env environment, overridden bool) (fit []c
 			}
 			fit = append(fit, candidate{[]string{v.text}, origin + " (fallback)", true})
 		} else if !overridden {
-			c.remarks = append(c.remarks, fmt.Sprintf("%s is not used: %s", s.fallback, why))
+			c.pass(s, why)
 		}
 	}
 	return fit
+}
+
+// pass remarks that the fallback for a setting is not used.
+func (c *config) pass(s setting, why string) {
+	text := s.fallback + " is not used: " + why
+	c.remarks = append(c.remarks, text)
+	if s.key == "broker" {
+		c.noBroker = " (" + text + ")"
+	}
 }
 
 // fallbacks returns the variables that are not ours and may count all the same.

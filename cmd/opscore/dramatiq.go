@@ -164,9 +164,9 @@ func (c *config) checkDramatiq() error {
 	case c.dramatiq.strict && len(c.dramatiq.queues) == 0:
 		return usagef("dramatiq.strict (%s): no queue of Dramatiq is given; see --dramatiq", c.origin("dramatiq.strict"))
 	case len(c.dramatiq.queues) > 0 && c.broker == "":
-		return usagef("dramatiq.queues (%s): no broker is given, from which their messages could come; see --broker", c.origin("dramatiq.queues"))
+		return usagef("dramatiq.queues (%s): no broker is given%s, from which their messages could come; see --broker", c.origin("dramatiq.queues"), c.noBroker)
 	case c.dramatiq.send && c.broker == "":
-		return usagef("dramatiq.send (%s): no broker is given, to which messages could be sent; see --broker", c.origin("dramatiq.send"))
+		return usagef("dramatiq.send (%s): no broker is given%s, to which messages could be sent; see --broker", c.origin("dramatiq.send"), c.noBroker)
 	}
 	for queue := range c.dramatiq.allowed {
 		if !slices.Contains(c.dramatiq.queues, queue) && len(c.dramatiq.queues) > 0 {
@@ -226,10 +226,7 @@ func (s *session) adapter() opscore.Adapter {
 // sendMessage sends one message and says which.
 func (a *app) sendMessage(ctx context.Context, conf *config, m dramatiq.Message) error {
 	if conf.broker == "" {
-		for _, r := range conf.remarks {
-			a.say("opscore: %s", r)
-		}
-		return usagef("no broker is given: set --broker, OPSCORE_BROKER_URL or broker in opscore.yaml to the RabbitMQ that Python's workers use")
+		return usagef("no broker is given%s: set --broker, OPSCORE_BROKER_URL or broker in opscore.yaml to the RabbitMQ that Python's workers use", conf.noBroker)
 	}
 	if conf.fellBack("broker") {
 		a.say("broker %s (%s)", rabbitmq.Redacted(conf.broker), conf.origin("broker"))

@@ -15,8 +15,8 @@ import (
 // makeEphemeral makes a directory for the tasks of this process alone, has conf keep them there, and returns what removes it.
 func (a *app) makeEphemeral(cmd *cobra.Command, conf *config, log *slog.Logger) (remove func() error, err error) {
 	if conf.fellBack("broker") {
-		log.Info(conf.value("broker").fallback + " is not used: only tasks in a postgres:// database can be dispatched through RabbitMQ")
 		conf.broker = ""
+		conf.pass(conf.value("broker").setting, brokerNeeds)
 	}
 	if err := conf.allowsEphemeral(cmd); err != nil {
 		return nil, err
