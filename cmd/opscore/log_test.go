@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -224,7 +225,7 @@ func TestLinesOfJSONStayWhole(t *testing.T) {
 	})
 }
 
-// lines returns the numbers in a file of the log, and how many files there are if it is rotated.
+// linesIn returns the numbers of the lines in a file.
 func linesIn(t *testing.T, path string) []int {
 	t.Helper()
 	doc, err := os.ReadFile(path)
@@ -401,5 +402,24 @@ func TestTheLogFileHasTheCrash(t *testing.T) {
 	doc, err := os.ReadFile(log)
 	if err != nil || !strings.Contains(string(doc), "SIGQUIT: quit\n") || !strings.Contains(string(doc), "goroutine 1 ") {
 		t.Errorf("the log does not have the crash: %v\n%.2000s", err, doc)
+	}
+}
+
+// Libraries use the process's own log: it must not be stderr, which may block.
+func TestTheLogOfAWorkerIsThatOfTheProcess(t *testing.T) {
+	before := slog.Default()
+	defer slog.SetDefault(before)
+	for verbose, want := range map[bool]int{false: 1, true: 2} {
+		var stderr bytes.Buffer
+		_, out, err := (&app{stderr: &stderr}).openLog(&config{logFormat: "json", verbose: verbose})
+		if err != nil {
+			t.Fatal(err)
+		}
+		slog.Info("from a library")
+		slog.Debug("with details")
+		out.close()
+		if got := strings.Count(stderr.String(), "{"); got != want {
+			t.Errorf("verbose %t: the log has %d lines, want %d:\n%s", verbose, got, want, &stderr)
+		}
 	}
 }
