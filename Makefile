@@ -2,7 +2,7 @@
 LINT_VERSION := 2.15.0
 LINT := .bin/golangci-lint
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lint vet mod vuln race bench nodes $(LINT)
+.PHONY: help run test check fmt lint vet mod vuln race bench restarts nodes $(LINT)
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -36,6 +36,9 @@ vuln: ## look for known vulnerabilities, if their database can be reached
 
 race: nodes ## run the tests in random order with the race detector
 	go test -race -shuffle=on -timeout=20m ./...
+
+restarts: nodes ## 100 rolling restarts and 200 zombies, on each tier: about 25 minutes
+	go test -timeout=60m -count=1 -v -run 'RollingRestarts|StoppedForLongerThanItsLease' ./cmd/opscore -restarts=100 -zombies=200
 
 bench: ## measure; see docs/benchmarks.md
 	go -C bench run .

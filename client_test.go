@@ -20,6 +20,8 @@ type mail struct {
 
 var send = opscore.Actor[mail, string]{Name: "send", MaxAttempts: 3, Timeout: time.Minute}
 
+var fetch = opscore.Actor[string, string]{Name: "fetch"}
+
 // handlers registers fn as the handler of send.
 func handlers(fn func(context.Context, mail) (string, error)) opscore.Handlers {
 	h := opscore.Handlers{}

@@ -3,8 +3,6 @@ package opscore
 import (
 	"cmp"
 	"context"
-	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -15,8 +13,9 @@ func (c *crew) drain() error {
 	if err := c.enter(context.Background(), WorkerDraining); err != nil {
 		c.log.Error("heartbeat failed", "error", err)
 	}
+	began := time.Now()
 	c.mu.Lock()
-	before := c.report
+	c.drained = Drained{}
 	c.mu.Unlock()
 	performed := after(&c.performing)
 	if !wait(performed, cmp.Or(c.Drain, DefaultDrain), c.Hurry) {
@@ -27,10 +26,10 @@ func (c *crew) drain() error {
 	c.awaitRecorded(cmp.Or(c.Grace, DefaultGrace))
 	close(c.stop)
 	c.mu.Lock()
-	r := c.report
+	c.drained.Released, c.drained.Stuck, c.drained.Took = released, stuck, Duration(time.Since(began))
+	d := c.drained
 	c.mu.Unlock()
-	c.log.Info("worker drained", "finished", r.finished-before.finished, "handed_back", r.handedBack-before.handedBack,
-		"released", released)
+	c.log.Info("worker drained", "finished", d.Finished, "handed_back", d.HandedBack, "released", d.Released, "took", d.Took)
 	if len(stuck) > 0 {
 		return &Error{Code: CodeHandlerStuck, Message: "handlers ignored their cancelled context: " + strings.Join(stuck, ", ")}
 	}
@@ -75,32 +74,8 @@ func (c *crew) cancelAll(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range c.runs {
-		r.cancel(cause)
+		r.interrupt(cause)
 	}
-}
-
-// releaseStuck hands back the tasks whose handlers did not return, and names them; and those whose outcomes cannot be recorded.
-func (c *crew) releaseStuck() (names []string, released int) {
-	var outcomes []Outcome
-	c.mu.Lock()
-	for _, r := range c.runs {
-		why := "what follows from it could not be stored"
-		switch {
-		case r.done:
-			continue
-		case !r.owes:
-			why = "the handler ignored its cancelled context"
-			names = append(names, fmt.Sprintf("%s (task %s)", r.task.Actor, r.task.ID))
-		}
-		outcomes = append(outcomes, Outcome{
-			Task: r.task.ID, ClaimSeq: r.task.ClaimSeq, Worker: r.task.Worker, State: Pending,
-			Uncounted: true, Code: CodeShutdown, Error: why, Log: r.run.notes.end(),
-		})
-	}
-	c.mu.Unlock()
-	c.release(outcomes)
-	slices.Sort(names)
-	return names, len(outcomes)
 }
 
 // handBack releases tasks that were claimed while the worker was told to stop: nobody ran them.

@@ -17,7 +17,7 @@ func (c *crew) register(ctx context.Context, state WorkerState) error {
 		return err
 	}
 	c.mu.Lock()
-	c.info.ID, c.info.State = id, state
+	c.info.ID, c.info.State, c.info.StartedAt, c.info.LastBeat = id, state, time.Now().UTC(), time.Now().UTC()
 	info := c.info
 	c.mu.Unlock()
 	sent := time.Now()
@@ -32,7 +32,7 @@ func (c *crew) register(ctx context.Context, state WorkerState) error {
 func (c *crew) renew(sent time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lease = deadlineAt(sent.Add(LeaseFor * 8 / 10))
+	c.lease = deadlineAt(sent.Add(time.Duration(c.info.Lease) * 8 / 10))
 }
 
 func (c *crew) leased() bool {
@@ -57,9 +57,12 @@ func (c *crew) identity() WorkerInfo {
 	return c.info
 }
 
+// beatEvery is how often the worker heartbeats.
+func (c *crew) beatEvery() time.Duration { return time.Duration(c.info.Lease) / 6 }
+
 // beat keeps the lease.
 func (c *crew) beat(ctx context.Context) {
-	tick := time.NewTicker(HeartbeatEvery)
+	tick := time.NewTicker(c.beatEvery())
 	defer tick.Stop()
 	for {
 		select {
@@ -85,21 +88,71 @@ func (c *crew) enter(ctx context.Context, state WorkerState) error {
 
 // heartbeat renews the lease and compares, both ways, what the store and this process think is running.
 func (c *crew) heartbeat(ctx context.Context) error {
+	c.beating.Lock()
+	defer c.beating.Unlock()
+	r := c.report()
 	c.mu.Lock()
 	id, state := c.info.ID, c.info.State
 	before := maps.Clone(c.runs) // what is claimed from here on may be missing in the answer
 	c.mu.Unlock()
 	sent := time.Now()
-	owned, err := c.Store.Heartbeat(ctx, id, state)
+	heard, err := c.Store.Heartbeat(ctx, id, state, r)
+	c.hear(heard, sent, err)
 	if errors.Is(err, ErrLeaseLost) {
-		return c.reincarnate(ctx, state)
+		err = c.reincarnate(ctx, state)
+	} else if err == nil {
+		c.renew(sent)
+		c.reconcile(id, before, heard.Owned)
 	}
-	if err != nil {
-		return err
+	if heard.Stop != "" && ctx.Err() == nil {
+		c.dismissed(heard.Stop)
 	}
-	c.renew(sent)
-	c.reconcile(id, before, owned)
-	return nil
+	return err
+}
+
+// hear takes notice of how the store answers.
+func (c *crew) hear(heard Heard, sent time.Time, err error) {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil && !errors.Is(err, ErrLeaseLost) {
+		c.silence.keep(err, now)
+		return
+	}
+	c.silence = silence{}
+	if heard.Clock.IsZero() {
+		return
+	}
+	c.info.LastBeat = heard.Clock.UTC()
+	took := now.Sub(sent)
+	c.skew = sent.Add(took / 2).Sub(heard.Clock).Round(time.Millisecond)
+	if c.skew.Abs() <= took/2+time.Millisecond {
+		c.skew = 0 // the answer may have taken that long on its way
+	}
+}
+
+// silence is since when the store has not answered heartbeats, and how it failed last.
+type silence struct {
+	since time.Time
+	err   error
+}
+
+func (s *silence) keep(err error, now time.Time) {
+	if s.err = err; s.since.IsZero() {
+		s.since = now
+	}
+}
+
+// dismissed ends the work because somebody asked for it through the store.
+func (c *crew) dismissed(by string) {
+	c.mu.Lock()
+	again := c.info.Stop != ""
+	c.info.Stop = by
+	c.mu.Unlock()
+	if !again {
+		c.log.Info("stopping", "why", "asked to by "+by)
+		c.dismiss(errors.New("asked to by " + by))
+	}
 }
 
 // reincarnate continues under a new id after this one was declared gone: its runs belong to others now.
@@ -107,7 +160,7 @@ func (c *crew) reincarnate(ctx context.Context, state WorkerState) error {
 	old := c.identity().ID
 	c.mu.Lock()
 	for _, r := range c.runs {
-		r.cancel(ErrLeaseLost)
+		r.interrupt(ErrLeaseLost)
 	}
 	c.strays = map[fence]bool{}
 	c.mu.Unlock()
@@ -130,7 +183,7 @@ func (c *crew) reconcile(id ID, before map[fence]*running, owned []Owned) {
 		known[f] = true
 		switch r := c.runs[f]; {
 		case r != nil && o.Cancel:
-			r.cancel(errCancelled)
+			r.interrupt(errCancelled)
 		case r == nil && c.strays[f]:
 			// Seen at two heartbeats: the answer to its claim was lost.
 			orphaned = append(orphaned, Outcome{
@@ -143,7 +196,7 @@ func (c *crew) reconcile(id ID, before map[fence]*running, owned []Owned) {
 	c.strays = strays
 	for f, r := range before {
 		if !known[f] && !r.done && r.task.Worker == id {
-			r.cancel(ErrLeaseLost)
+			r.interrupt(ErrLeaseLost)
 		}
 	}
 	c.mu.Unlock()
@@ -154,7 +207,10 @@ func (c *crew) reconcile(id ID, before map[fence]*running, owned []Owned) {
 func (c *crew) leave(cause string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), HeartbeatEvery)
 	defer cancel()
-	if err := c.Store.Leave(ctx, c.identity().ID, cause); err != nil && !errors.Is(err, ErrLeaseLost) {
+	c.mu.Lock()
+	c.info.State = WorkerGone
+	c.mu.Unlock()
+	if err := c.Store.Leave(ctx, c.identity().ID, cause, c.report()); err != nil && !errors.Is(err, ErrLeaseLost) {
 		return fmt.Errorf("leave the registry: %w", err)
 	}
 	emit(c.OnEvent, Event{Kind: EventWorker, Worker: c.identity().ID, Code: Code(WorkerGone)})

@@ -145,66 +145,6 @@ type Note struct {
 	Log      []LogLine
 }
 
-// Registry is the register of workers and their leases.
-type Registry interface {
-	// Register adds a worker and starts its lease.
-	Register(ctx context.Context, w WorkerInfo) error
-	// Heartbeat renews the worker's lease, records its state and returns what the store thinks it is running.
-	// It is an [ErrLeaseLost] if the worker is gone: it needs a new id.
-	Heartbeat(ctx context.Context, worker ID, state WorkerState) ([]Owned, error)
-	// Leave ends the worker's lease. Tasks that it still owns are rescued without waiting.
-	Leave(ctx context.Context, worker ID, cause string) error
-	// Workers returns the registered workers, oldest first: those that are not gone, and those gone for less than
-	// goneFor. They are forgotten after 30 days.
-	Workers(ctx context.Context, goneFor time.Duration) ([]WorkerInfo, error)
-}
-
-// Owned is a task that the store has as running under a worker.
-type Owned struct {
-	Task     ID
-	ClaimSeq int64
-	Cancel   bool // somebody asked to cancel it
-}
-
-// WorkerState is where a worker stands in its life.
-type WorkerState string
-
-// The states of a worker.
-const (
-	WorkerBooting  WorkerState = "booting"
-	WorkerReady    WorkerState = "ready"
-	WorkerDraining WorkerState = "draining" // takes nothing new and finishes what it has
-	WorkerGone     WorkerState = "gone"
-)
-
-// Leases: a worker heartbeats every HeartbeatEvery; without one for LeaseFor its tasks may be rescued.
-const (
-	HeartbeatEvery = 5 * time.Second
-	LeaseFor       = 30 * time.Second
-)
-
-// WorkerInfo is a worker's row in the registry: one process incarnation.
-type WorkerInfo struct {
-	ID        ID          `json:"id"`
-	Host      string      `json:"host"`
-	PID       int         `json:"pid"`
-	Build     string      `json:"build"`
-	Queues    []string    `json:"queues"`
-	Actors    []string    `json:"actors"`
-	Slots     int         `json:"slots"`
-	State     WorkerState `json:"state"`
-	Live      bool        `json:"live"` // not gone and within its lease
-	StartedAt time.Time   `json:"started_at"`
-	LastBeat  time.Time   `json:"last_heartbeat"`
-	GoneAt    time.Time   `json:"gone_at,omitzero"`
-	Cause     string      `json:"cause,omitempty"` // why it is gone
-}
-
-// Takes reports whether the worker listens to the queue and has the actor: whether it could run such a task.
-func (w *WorkerInfo) Takes(queue, actor string) bool {
-	return slices.Contains(w.Queues, queue) && slices.Contains(w.Actors, actor)
-}
-
 // Chores is the upkeep of a store. Every chore is idempotent and safe under any number of concurrent runners;
 // each call does a bounded amount and is repeated until it returns nothing.
 type Chores interface {

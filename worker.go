@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opscore/opscore/internal/batch"
@@ -35,40 +36,48 @@ type Worker struct {
 	Drain     time.Duration   // how long running tasks may finish after Run's context ends; 0 means 20 s
 	Grace     time.Duration   // how long after that handlers have to heed their cancelled context; 0 means 5 s
 	Hurry     <-chan struct{} // closed to skip what is left of Drain
+	Lease     time.Duration   // without a heartbeat for so long, its tasks are given to others; 0 means 30 s
 	MaxResult int             // bytes of a result; 0 means 1 MiB
 	Adapter   Adapter         // for tasks that were made of another system's messages; nil means that they are given back
 	Build     string          // empty means what the binary knows of its version
 	Log       *slog.Logger    // nil means [slog.Default]
 	OnEvent   func(Event)
 	OnReady   func(WorkerInfo) // called once the worker is registered, its store answers and it takes tasks
+	OnReport  func(*Report)    // completes what the worker says of itself, at least at each heartbeat
+
+	crew atomic.Pointer[crew] // that works, or worked last
 }
 
-// Run works until ctx ends, then drains: it takes nothing new, lets running tasks finish for Drain, cancels their
-// contexts, hands back what is left without burning an attempt, and returns. It returns an error if it could not
-// start, and [ErrHandlerStuck] if a handler still ran at the end.
+// Run works until ctx ends or somebody asks the worker to stop, then drains: it takes nothing new, lets running tasks finish for
+// Drain, cancels their contexts, hands back what is left without burning an attempt, and returns. It returns an error if it could
+// not start, and [ErrHandlerStuck] if a handler still ran at the end.
 func (w *Worker) Run(ctx context.Context) error {
-	c, err := w.hire()
+	c, err := w.hire(ctx)
 	if err != nil {
 		return fmt.Errorf("start worker: %w", err)
 	}
 	if err := c.register(ctx, WorkerBooting); err != nil {
 		return fmt.Errorf("start worker: %w", err)
 	}
-	if err := c.enter(ctx, WorkerReady); err != nil {
+	w.crew.Store(c)
+	ctx, c.dismiss = context.WithCancelCause(ctx)
+	defer c.dismiss(nil)
+	if err := c.heartbeat(ctx); err != nil {
 		return errors.Join(fmt.Errorf("start worker: %w", err), c.leave("could not start"))
 	}
 	beats, stopBeats := context.WithCancel(context.WithoutCancel(ctx))
 	var beating, taking sync.WaitGroup
 	beating.Go(func() { c.beat(beats) })
+	beating.Go(func() { c.watch(beats) })
 	for _, s := range c.sources {
 		taking.Go(func() { c.take(ctx, s) })
 	}
-	c.announce()
+	c.begin(ctx)
 	taking.Wait()
 	err = c.drain()
 	stopBeats()
 	beating.Wait()
-	return errors.Join(err, c.leave("stopped"))
+	return errors.Join(err, c.leave(stopText(ctx)))
 }
 
 // crew is a running worker: its identity, its slots and the runs that it owns.
@@ -85,12 +94,17 @@ type crew struct {
 	performing sync.WaitGroup // handlers
 	stop       chan struct{}  // closed when nothing is tried again any more
 
-	mu     sync.Mutex
-	info   WorkerInfo
-	lease  deadline // until when new runs may start
-	runs   map[fence]*running
-	strays map[fence]bool // what the store had as ours, and we did not know of, at the last heartbeat
-	report drainReport
+	dismiss context.CancelCauseFunc // ends the work, and says why
+	beating sync.Mutex              // one heartbeat at a time, or an older one could overwrite what a newer one says
+
+	mu      sync.Mutex
+	info    WorkerInfo
+	lease   deadline // until when new runs may start
+	runs    map[fence]*running
+	strays  map[fence]bool // what the store had as ours, and we did not know of, at the last heartbeat
+	silence silence        // of the store
+	skew    time.Duration
+	drained Drained // what has ended so far; once it is over, how the worker drained
 }
 
 type fence struct {
@@ -103,8 +117,11 @@ type running struct {
 	task   Task
 	run    *Run
 	cancel context.CancelCauseFunc
-	done   bool // the handler has returned
-	owes   bool // what follows from its outcome cannot be stored
+	done   bool         // the handler has returned
+	begun  atomic.Int64 // when the handler was called, in ns since 1970; 0 before
+	told   time.Time    // when it was told to end before its time
+	why    error        // that it was told
+	owes   bool         // what follows from its outcome cannot be stored
 }
 
 type ending struct {
@@ -113,10 +130,8 @@ type ending struct {
 	took    time.Duration
 }
 
-type drainReport struct{ finished, handedBack int }
-
 // hire validates the worker and prepares what it needs.
-func (w *Worker) hire() (*crew, error) {
+func (w *Worker) hire(ctx context.Context) (*crew, error) {
 	queues := w.Queues
 	if len(queues) == 0 {
 		queues = w.Handlers.Queues()
@@ -128,6 +143,8 @@ func (w *Worker) hire() (*crew, error) {
 		return nil, invalid("no actor is registered: a worker needs at least one")
 	case w.Slots < 0 || w.Slots > MaxSlots:
 		return nil, invalid("slots %d: must be between 1 and %d", w.Slots, MaxSlots)
+	case w.Lease != 0 && (w.Lease < MinLease || w.Lease > MaxLease):
+		return nil, invalid("lease %s: must be between %s and %s", w.Lease, MinLease, MaxLease)
 	case w.Drain < 0 || w.Grace < 0:
 		return nil, invalid("drain %s, grace %s: must not be negative", w.Drain, w.Grace)
 	}
@@ -152,12 +169,13 @@ func (w *Worker) hire() (*crew, error) {
 		runs: map[fence]*running{}, strays: map[fence]bool{},
 		info: WorkerInfo{
 			Host: host, PID: os.Getpid(), Build: cmp.Or(w.Build, Build()), Slots: slots,
-			Queues: queues, Actors: w.Handlers.Actors(),
+			Queues: queues, Actors: w.Handlers.Actors(), Lease: Duration(cmp.Or(w.Lease, LeaseFor)),
 		},
 	}
 	if len(c.sources) == 0 {
 		c.sources = []Source{FromStore(w.Store, 0)}
 	}
+	c.info.About = c.about(ctx)
 	c.share = (slots + len(c.sources) - 1) / len(c.sources)
 	for range slots {
 		c.slots <- struct{}{}
@@ -183,8 +201,12 @@ func Build() string {
 
 func (c *crew) announce() {
 	info := c.identity()
-	c.log.Info("worker ready", "worker", info.ID, "queues", strings.Join(info.Queues, ","),
-		"actors", strings.Join(info.Actors, ","), "slots", info.Slots, "build", info.Build)
+	attrs := []any{"worker", info.ID}
+	for _, e := range info.Endpoints {
+		attrs = append(attrs, e.Kind, e.String())
+	}
+	c.log.Info("worker ready", append(attrs, "queues", strings.Join(info.Queues, ","),
+		"actors", strings.Join(info.Actors, ","), "slots", info.Slots, "build", info.Build)...)
 	if c.OnReady != nil {
 		c.OnReady(info)
 	}
@@ -288,7 +310,7 @@ func (c *crew) start(ctx context.Context, t Task) {
 	c.mu.Lock()
 	c.runs[fence{t.ID, t.ClaimSeq}] = r
 	if t.Worker != c.info.ID {
-		cancel(ErrLeaseLost) // claimed before this worker lost its lease
+		r.interrupt(ErrLeaseLost) // claimed before this worker lost its lease
 	}
 	c.mu.Unlock()
 	c.performing.Add(1)
@@ -299,7 +321,10 @@ func (c *crew) start(ctx context.Context, t Task) {
 func (c *crew) perform(ctx context.Context, r *running) {
 	defer c.performing.Done()
 	began := time.Now()
-	emit(c.OnEvent, taskEvent(EventStarted, &r.task))
+	r.begun.Store(began.UnixNano())
+	started := taskEvent(EventStarted, &r.task)
+	started.Duration = max(r.task.StartedAt.Sub(r.task.RunAt), 0)
+	emit(c.OnEvent, started)
 	ctx, stop := context.WithTimeout(context.WithValue(ctx, runKey{}, r.run), time.Duration(r.task.Timeout))
 	result, err := []byte(nil), errGoexit
 	defer func() { // also when the handler ends its goroutine
@@ -376,9 +401,9 @@ func (c *crew) forget(ended []ending) {
 	for _, e := range ended {
 		delete(c.runs, fence{e.task.ID, e.task.ClaimSeq})
 		if e.outcome.State == Pending && e.outcome.Uncounted {
-			c.report.handedBack++
+			c.drained.HandedBack++
 		} else {
-			c.report.finished++
+			c.drained.Finished++
 		}
 	}
 	c.mu.Unlock()

@@ -493,21 +493,83 @@ func TestAHandlerThatIgnoresItsContextIsNamedAndItsTaskReleased(t *testing.T) {
 			<-release
 			return "too late", nil
 		})
+		opscore.Handle(h, fetch, func(context.Context, string) (string, error) {
+			<-release
+			return "", nil
+		})
 		stop := employ(t, &opscore.Worker{Store: store, Handlers: h})
 		id := add(t, store)
+		other, err := fetch.Submit(t.Context(), &opscore.Client{Store: store}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(time.Second)
-		err := stop()
-		if !errors.Is(err, opscore.ErrHandlerStuck) || !strings.Contains(err.Error(), id.String()) {
+		err = stop()
+		if !errors.Is(err, opscore.ErrHandlerStuck) || !strings.Contains(err.Error(), id.String()) || !strings.Contains(err.Error(), other.ID.String()) {
 			t.Errorf("error = %v", err)
 		}
 		task := look(t, store, id)
 		if task.State != opscore.Pending || task.Attempt != 0 {
 			t.Errorf("task is %s, attempt %d", task.State, task.Attempt)
 		}
+		// Each is told by its own stack.
+		for id, handler := range map[opscore.ID]string{id: "TaskReleased.func1.1", other.ID: "TaskReleased.func1.2"} {
+			if got := history(t, store, id)[0].Error; !strings.Contains(got, handler+"(") || !strings.Contains(got, "worker_test.go:") {
+				t.Errorf("%s is not in %s", handler, got)
+			}
+		}
+		if d := registered(t, store)[0].Report.Drained; d == nil || len(d.Stuck) != 2 || d.Released != 2 {
+			t.Errorf("drained = %+v", d)
+		}
 		close(release)
 		synctest.Wait()
 		if task = look(t, store, id); task.State != opscore.Pending || len(task.Result) != 0 {
 			t.Errorf("the late result was recorded: %s %s", task.State, task.Result)
+		}
+	})
+}
+
+func TestAHandlerThatNeverEndsEndsTheWorkerNotItsTasks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := open(t)
+		release := make(chan struct{})
+		defer close(release)
+		h := handlers(func(ctx context.Context, m mail) (string, error) {
+			if m.To == "stuck" {
+				<-release
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(15 * time.Second):
+			}
+			return "sent", nil
+		})
+		w := &opscore.Worker{Store: store, Handlers: h, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+		done := make(chan error, 1)
+		go func() { done <- w.Run(t.Context()) }()
+		client := &opscore.Client{Store: store}
+		stuck, err := send.Submit(t.Context(), client, mail{"stuck"}, opscore.Timeout(time.Minute), opscore.MaxAttempts(2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute + 20*time.Second)
+		check := registered(t, store)[0].Report.Check(opscore.CheckHandlers)
+		if check.State != opscore.CheckDegraded || !strings.Contains(check.Text, stuck.ID.String()) {
+			t.Errorf("while it is over its time: %+v", check)
+		}
+		innocent := add(t, store)
+		if err := <-done; !errors.Is(err, opscore.ErrHandlerStuck) {
+			t.Errorf("the worker ended with %v", err)
+		}
+		if task := look(t, store, innocent); task.State != opscore.Completed || task.Attempt != 1 {
+			t.Errorf("another task is %s, attempt %d", task.State, task.Attempt)
+		}
+		task := look(t, store, stuck.ID)
+		if task.State != opscore.Pending || task.Attempt != 1 || task.Code != opscore.CodeTimeout {
+			t.Errorf("the stuck one is %s, attempt %d, %s", task.State, task.Attempt, task.Code)
+		}
+		if w := registered(t, store)[0]; !strings.Contains(w.Cause, "handlers ignore their cancelled context: send") {
+			t.Errorf("the worker is gone because: %s", w.Cause)
 		}
 	})
 }

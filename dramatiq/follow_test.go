@@ -46,7 +46,7 @@ func TestWhatFollowsFromAMessageIsSent(t *testing.T) {
 	opscore.Handle(h, opscore.Actor[json.RawMessage, string]{Name: "abort"}, func(context.Context, json.RawMessage) (string, error) {
 		return "", opscore.Abort(errors.New("no"))
 	})
-	r.work(h, worker{actors: map[string]string{"ok": "python", "bad": "python", "spent": "spent"}})
+	r.work(h, &worker{actors: map[string]string{"ok": "python", "bad": "python", "spent": "spent"}})
 
 	id := r.send("add", "default", "[1,2]", "{}", `{"on_success":"ok","mine":3.0}`)
 	about, tells := r.callback("python", "ok")
@@ -80,7 +80,7 @@ func TestWhatFollowsFromAMessageIsSent(t *testing.T) {
 func TestAPipelineOfAlternatingLanguagesRuns(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "default", "python")
-	r.work(adders(), worker{})
+	r.work(adders(), &worker{})
 	last := `{"queue_name":"default","actor_name":"add","args":[100],"kwargs":{},"options":{},"message_id":"79b00dd9-0000-4000-8000-000000000003","message_timestamp":1700000000000}`
 	step := `{"queue_name":"python","actor_name":"mul","args":["own arg", NaN],"kwargs":{},"options":{"pipe_target":` + last + `},` +
 		`"message_id":"79b00dd9-0000-4000-8000-000000000002","message_timestamp":1700000000000}`
@@ -117,7 +117,7 @@ func TestWhatFollowsIsSentWhenTheBrokerIsBack(t *testing.T) {
 		}
 		return "done", nil
 	})
-	r.work(h, worker{})
+	r.work(h, &worker{})
 	ok := r.send("hold", "default", "[]", "{}", `{"on_success":"notify"}`)
 	bad := r.send("hold", "default", `["fail"]`, "{}", `{"max_retries":1,"min_backoff":3600000}`)
 	<-started
@@ -143,7 +143,7 @@ func TestAWorkerWorksAgainAfterAnAlarmAndATimeLimit(t *testing.T) {
 		<-ctx.Done()
 		return "", context.Cause(ctx)
 	})
-	r.work(h, worker{Worker: opscore.Worker{Slots: 2}})
+	r.work(h, &worker{Worker: opscore.Worker{Slots: 2}})
 	ids := []opscore.ID{}
 	for range 4 {
 		ids = append(ids, r.send("slow", "default", "[]", "{}", `{"time_limit":100,"max_retries":1,"min_backoff":0,"max_backoff":0,"on_failure":"notify"}`))
@@ -176,7 +176,7 @@ func TestWhatTakesLongerThanTheBrokersPatienceRunsOnce(t *testing.T) {
 		<-time.After(6 * time.Second)
 		return "done", nil
 	})
-	r.work(h, worker{Worker: opscore.Worker{Slots: 1}})
+	r.work(h, &worker{Worker: opscore.Worker{Slots: 1}})
 	long := r.send("long", "default", "[]", "{}", "{}")
 	<-runs
 	var behind []opscore.ID
@@ -216,7 +216,7 @@ func TestAnOutcomeWaitsUntilWhatFollowsIsStored(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "default", "python")
 	adapter, proxy := r.behind()
-	r.work(adders(), worker{adapter: adapter})
+	r.work(adders(), &worker{adapter: adapter})
 	proxy.Cut()
 	id := r.send("add", "default", "[1,2]", "{}", `{"on_success":"ok"}`)
 	r.until("it cannot be stored", func() bool { return r.logged.has("cannot store what follows from an attempt") })
@@ -235,7 +235,7 @@ func TestATaskIsGivenBackIfWhatFollowsCannotBeStored(t *testing.T) {
 	adapter, proxy := r.behind()
 	hurry := make(chan struct{})
 	close(hurry)
-	stop := r.work(adders(), worker{Worker: opscore.Worker{Hurry: hurry, Grace: 100 * time.Millisecond}, adapter: adapter})
+	stop := r.work(adders(), &worker{Worker: opscore.Worker{Hurry: hurry, Grace: 100 * time.Millisecond}, adapter: adapter})
 	proxy.Cut()
 	id := r.send("add", "default", "[1,2]", "{}", `{"on_success":"ok"}`)
 	r.until("it cannot be stored", func() bool { return r.logged.has("cannot store what follows from an attempt") })

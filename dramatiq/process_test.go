@@ -165,7 +165,7 @@ func TestAnAckNeverHitsAnotherMessage(t *testing.T) {
 	at.Host = proxy.Addr()
 	h := opscore.Handlers{}
 	opscore.Handle(h, opscore.Actor[json.RawMessage, string]{Name: "touch"}, func(context.Context, json.RawMessage) (string, error) { return "", nil })
-	r.work(h, worker{session: r.connect(at.String())})
+	r.work(h, &worker{session: r.connect(at.String())})
 	const all = 3000
 	for i := range all {
 		r.send("touch", "default", fmt.Sprintf("[%d]", i), "{}", "{}")

@@ -98,7 +98,7 @@ func TestBothLanguagesRunEachOthersMessages(t *testing.T) {
 	opscore.Handle(h, opscore.Actor[json.RawMessage, string]{Name: "boom"}, func(context.Context, json.RawMessage) (string, error) {
 		return "", errors.New("ValueError: no")
 	})
-	r.work(h, worker{
+	r.work(h, &worker{
 		source: dramatiq.Options{Queues: map[string][]string{"golang": nil}},
 		actors: map[string]string{"ok": "python", "bad": "python", "spent": "python"},
 	})

@@ -157,7 +157,7 @@ type worker struct {
 }
 
 // work runs a worker until the test ends, or until it is stopped, and returns when it is ready.
-func (r *rig) work(h opscore.Handlers, w worker) (stop func()) {
+func (r *rig) work(h opscore.Handlers, w *worker) (stop func()) {
 	r.Helper()
 	if w.session == nil {
 		w.session = r.session

@@ -79,7 +79,7 @@ func TestQueuesOfEitherSideAreUsedByTheOther(t *testing.T) {
 	}
 	r.declare(10, "theirs") // and the worker does not know of the priorities
 	id := r.send("add", "theirs", "[2,3]", "{}", `{"broker_priority":9}`)
-	r.work(adders(), worker{source: dramatiq.Options{Queues: map[string][]string{"theirs": nil}}})
+	r.work(adders(), &worker{source: dramatiq.Options{Queues: map[string][]string{"theirs": nil}}})
 	if task := r.completed(id, "5"); task.Priority != 9 {
 		t.Errorf("priority %d", task.Priority)
 	}
@@ -160,7 +160,7 @@ func TestARemoteActorSendsExactlyIfItsTransactionCommits(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "images")
 	resize := dramatiq.Remote[photo]{Name: "resize", Queue: "images", Options: map[string]any{"max_retries": 3}}
-	r.work(adders(), worker{})
+	r.work(adders(), &worker{})
 	for _, commit := range []bool{false, true} {
 		tx, err := r.store.Pool().Begin(t.Context())
 		check(t, err)
@@ -213,7 +213,7 @@ func TestTheDocumentedPermissionsAreEnough(t *testing.T) {
 			check(t, err)
 		})
 		at.User = url.UserPassword(name, "pw")
-		stop := r.work(adders(), worker{
+		stop := r.work(adders(), &worker{
 			session: r.connect(at.String()), source: dramatiq.Options{Queues: map[string][]string{may.queue: nil}}, actors: map[string]string{"notify": "mail"},
 		})
 		r.until("the queue is there", func() bool {

@@ -58,7 +58,7 @@ func TestPythonsMessagesReachItBesideAWorkerThatOnlySends(t *testing.T) {
 		Store: r.store, Handlers: h, Queues: []string{"default", dramatiq.SendActor}, Log: r.log, OnReady: func(opscore.WorkerInfo) { close(ready) },
 	}).Run)
 	<-ready
-	r.work(adders(), worker{source: dramatiq.Options{Alone: time.Minute}})
+	r.work(adders(), &worker{source: dramatiq.Options{Alone: time.Minute}})
 	for range 20 {
 		r.send("python_only", "default", "[]", "{}", "{}")
 	}
@@ -72,7 +72,7 @@ func TestPythonsMessagesReachItFromTheStartOfAWorker(t *testing.T) {
 	for range 30 { // half of them, or so, are there when the worker begins
 		r.send("python_only", "default.DQ", "[]", "{}", `{"eta":1}`)
 	}
-	r.work(adders(), worker{source: dramatiq.Options{Alone: time.Minute}})
+	r.work(adders(), &worker{source: dramatiq.Options{Alone: time.Minute}})
 	for range 20 {
 		r.send("python_only", "default", "[]", "{}", "{}")
 	}
@@ -85,7 +85,7 @@ func TestAQueueThatCannotBeUsedLeavesTheOthersAlone(t *testing.T) {
 	r.declare(0, "default", "mail")
 	_, err := r.channel().Consume("mail", "", false, true, false, false, nil)
 	check(t, err)
-	r.work(adders(), worker{source: dramatiq.Options{Queues: map[string][]string{"default": nil, "mail": nil}}})
+	r.work(adders(), &worker{source: dramatiq.Options{Queues: map[string][]string{"default": nil, "mail": nil}}})
 	r.until("it is said", func() bool {
 		return r.logged.has(`purpose="dramatiq consume mail"`) && r.logged.has("messages wait in their queue")
 	})
@@ -105,7 +105,7 @@ func TestABusyWorkerGivesBackWhatWaitsInAllItsQueues(t *testing.T) {
 	})
 	hurry := make(chan struct{})
 	close(hurry)
-	r.work(h, worker{
+	r.work(h, &worker{
 		Worker: opscore.Worker{Slots: 1, Hurry: hurry},
 		source: dramatiq.Options{Queues: map[string][]string{"default": nil, "mail": nil}},
 	})
@@ -129,7 +129,7 @@ func TestACallbackWhoseActorHasMovedRuns(t *testing.T) {
 		ran <- in
 		return "ok", nil
 	})
-	r.work(h, worker{})
+	r.work(h, &worker{})
 	r.send("add", "default", "[1,2]", "{}", `{"on_success":"notify"}`)
 	select {
 	case <-ran:
@@ -152,13 +152,13 @@ func TestARunWhoseClaimWasLostSendsNoFailure(t *testing.T) {
 		}
 		return "ok", nil
 	})
-	r.work(h, worker{actors: map[string]string{"bad": "python", "spent": "python", "good": "python"}})
+	r.work(h, &worker{actors: map[string]string{"bad": "python", "spent": "python", "good": "python"}})
 	r.keep()
 	id := r.send("hold", "default", "[]", "{}", `{"max_retries":0,"on_failure":"bad","on_retry_exhausted":"spent","on_success":"good"}`)
 	<-started
 	workers, err := r.store.Workers(t.Context(), 0)
 	check(t, err)
-	check(t, r.store.Leave(t.Context(), workers[0].ID, "declared dead"))
+	check(t, r.store.Leave(t.Context(), workers[0].ID, "declared dead", opscore.Report{}))
 	r.completed(id, `"ok"`)
 	if m := r.sent("python"); m.Actor != "good" {
 		t.Errorf("%s was called back", m.Actor)
@@ -178,7 +178,7 @@ func TestFailuresAfterAnOperatorsRetryAreToldAgain(t *testing.T) {
 	opscore.Handle(h, opscore.Actor[json.RawMessage, string]{Name: "boom"}, func(context.Context, json.RawMessage) (string, error) {
 		return "", errors.New("boom")
 	})
-	r.work(h, worker{actors: map[string]string{"bad": "python", "spent": "python"}})
+	r.work(h, &worker{actors: map[string]string{"bad": "python", "spent": "python"}})
 	id := r.send("boom", "default", "[]", "{}", `{"max_retries":0,"on_failure":"bad","on_retry_exhausted":"spent"}`)
 	for range 2 {
 		told := []string{r.sent("python").Actor, r.sent("python").Actor}
@@ -196,7 +196,7 @@ func TestFailuresAfterAnOperatorsRetryAreToldAgain(t *testing.T) {
 func TestAMessageWaitsWhileItCannotBeKeptAsAnOrphan(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "default")
-	r.work(adders(), worker{})
+	r.work(adders(), &worker{})
 	body, id := message("add", "default", "[1,2]", "{}", "{}")
 	r.publish("default", body)
 	r.completed(id, "3")

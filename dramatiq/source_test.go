@@ -21,7 +21,7 @@ func TestAMessageFromPythonBecomesATaskAndRuns(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "default")
 	before := r.send("add", "default", "[1]", `{"y":2}`, "{}")
-	r.work(adders(), worker{})
+	r.work(adders(), &worker{})
 	task := r.completed(before, "3")
 	if task.Queue != "default" || task.MaxAttempts != 21 || task.Labels[dramatiq.MessageLabel] != before.String() {
 		t.Errorf("the task is %+v", task)
@@ -36,7 +36,7 @@ func TestAMessageFromPythonBecomesATaskAndRuns(t *testing.T) {
 func TestWrongArgumentsFailTheAttemptInPythonsWords(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "default")
-	r.work(adders(), worker{})
+	r.work(adders(), &worker{})
 	for args, want := range map[string]string{
 		"[1]":          "TypeError: add() missing 1 required positional argument: 'y'",
 		"[1,2,3]":      "TypeError: add() takes 2 positional arguments but 3 were given",
@@ -64,7 +64,7 @@ func TestOptionsOfAMessageAreHonoured(t *testing.T) {
 		<-ctx.Done()
 		return "", context.Cause(ctx)
 	})
-	r.work(h, worker{})
+	r.work(h, &worker{})
 	r.keep()
 	failed := r.await(r.send("boom", "default", "[]", "{}", `{"max_retries":3,"min_backoff":0,"max_backoff":0}`))
 	if failed.State != opscore.Failed || failed.Attempt != 4 || runs.Load() != 4 {
@@ -120,7 +120,7 @@ func TestFarDelayedMessagesNeverHoldUpNearOnes(t *testing.T) {
 	}
 	near := time.Now().Add(time.Second).Truncate(time.Millisecond)
 	id := r.send("add", "default.DQ", "[1,2]", "{}", fmt.Sprintf(`{"eta":%d}`, near.UnixMilli()))
-	r.work(adders(), worker{})
+	r.work(adders(), &worker{})
 	task := r.completed(id, "3")
 	if task.StartedAt.Before(near) {
 		t.Errorf("it started at %s, before its eta %s", task.StartedAt, near)
@@ -144,7 +144,7 @@ func TestAMessageThatComesAgainIsTheSameTask(t *testing.T) {
 		<-release
 		return 1, nil
 	})
-	r.work(h, worker{})
+	r.work(h, &worker{})
 	body, id := message("hold", "default", "[]", "{}", "{}")
 	r.publish("default", body)
 	r.until("it runs", func() bool { return r.count("SELECT count(*) FROM opscore.task WHERE state = 'running'") == 1 })
@@ -164,7 +164,7 @@ func TestAMessageThatComesAgainIsTheSameTask(t *testing.T) {
 func TestUnknownActorsAreOrphansAndDeadLetters(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "default")
-	r.work(adders(), worker{source: dramatiq.Options{Queues: map[string][]string{"default": {"add"}}}})
+	r.work(adders(), &worker{source: dramatiq.Options{Queues: map[string][]string{"default": {"add"}}}})
 	id := r.send("nobody", "default", "[1]", "{}", "{}")
 	if o := r.orphan(opscore.CodeActorUnknown, id); !strings.Contains(o.Why, "queue default takes no messages for actor nobody") {
 		t.Errorf("why: %s", o.Why)
@@ -182,7 +182,7 @@ func TestAMessageForAnActorOfAnotherWorkerOfOursBecomesItsTask(t *testing.T) {
 	opscore.Handle(other, opscore.Actor[json.RawMessage, string]{Name: "greet"}, func(_ context.Context, in json.RawMessage) (string, error) { return string(in), nil })
 	r.background((&opscore.Worker{Store: r.store, Handlers: other, Queues: []string{"default"}, Log: r.log, Adapter: &dramatiq.Adapter{Client: r.client}}).Run)
 	r.until("it is registered", func() bool { return r.count("SELECT count(*) FROM opscore.worker WHERE 'greet' = ANY(actors)") == 1 })
-	r.work(adders(), worker{})
+	r.work(adders(), &worker{})
 	r.completed(r.send("greet", "default", "[]", `{"you": 1}`, "{}"), `"{\"you\":1}"`)
 }
 
@@ -212,7 +212,7 @@ func TestEveryCapturedMessageRuns(t *testing.T) {
 			opscore.Handle(h, opscore.Actor[json.RawMessage, int]{Name: m.Actor}, func(_ context.Context, in json.RawMessage) (int, error) { return len(in), nil })
 		}
 	}
-	r.work(h, worker{source: dramatiq.Options{Queues: map[string][]string{"vec": nil, "vecout": nil}}})
+	r.work(h, &worker{source: dramatiq.Options{Queues: map[string][]string{"vec": nil, "vecout": nil}}})
 	r.keep() // fails those that are too old by now
 	for _, v := range bodies {
 		r.publish(v.Queue, v.body())
@@ -233,7 +233,7 @@ func TestWhatIsNotOursGoesBackToAForeignConsumer(t *testing.T) {
 	check(t, python.Qos(1, 0, false))
 	deliveries, err := python.Consume("default", "ctag1.python", false, false, false, false, nil)
 	check(t, err)
-	r.work(adders(), worker{source: dramatiq.Options{Alone: time.Minute}})
+	r.work(adders(), &worker{source: dramatiq.Options{Alone: time.Minute}})
 	r.until("it is seen", func() bool { return r.logged.has("foreign_consumers=1") })
 	want := map[string]bool{}
 	for range 5 {
@@ -253,7 +253,7 @@ func TestWhatIsNotOursGoesBackToAForeignConsumer(t *testing.T) {
 func TestAStrictWorkerTakesOnlyMessagesWithATaskRecord(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "default")
-	r.work(adders(), worker{source: dramatiq.Options{Strict: true}})
+	r.work(adders(), &worker{source: dramatiq.Options{Strict: true}})
 	lost := r.send("add", "default", "[1,2]", `{"password":"canary"}`, "{}")
 	body, known := message("add", "default", "[7,7]", "{}", "{}")
 	_, err := r.client.Submit(t.Context(), opscore.NewRequest("add", json.RawMessage(`{"x":1,"y":2}`), opscore.WithID(known), opscore.At(time.Now())))
@@ -310,7 +310,7 @@ func TestEveryPoisonBodyEndsWithAReasonWhileTheQueueGoesOn(t *testing.T) {
 	opscore.Handle(h, opscore.Actor[json.RawMessage, string]{Name: "boom", MaxAttempts: 1}, func(context.Context, json.RawMessage) (string, error) {
 		return "", errors.New("ValueError: boom")
 	})
-	r.work(h, worker{source: dramatiq.Options{Queues: map[string][]string{"vec": nil}}})
+	r.work(h, &worker{source: dramatiq.Options{Queues: map[string][]string{"vec": nil}}})
 	const (
 		undecodable = "undecodable: "
 		ran         = "completed: "
@@ -423,7 +423,7 @@ func (r *rig) tasks() []opscore.Task {
 func TestHostileTextStopsNothing(t *testing.T) {
 	r := newRig(t)
 	r.declare(0, "default")
-	r.work(adders(), worker{})
+	r.work(adders(), &worker{})
 	const nul = `a\u0000\u001b[31m`
 	long := strings.Repeat("x", 100_000)
 	field := func(key, value string) {

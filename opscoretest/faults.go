@@ -69,7 +69,7 @@ func (e *Env) bury(who opscore.WorkerInfo, h hand) error {
 		}
 	}
 	for _, id := range ids {
-		if err := e.Store.Leave(ctx, id, "crashed by a test"); err != nil && !errors.Is(err, opscore.ErrLeaseLost) { // a keeper may have been faster
+		if err := e.Store.Leave(ctx, id, "crashed by a test", opscore.Report{}); err != nil && !errors.Is(err, opscore.ErrLeaseLost) { // a keeper may have been faster
 			return err
 		}
 	}

@@ -174,11 +174,11 @@ func (g *gate) Register(ctx context.Context, w opscore.WorkerInfo) error {
 }
 
 // Heartbeat implements [opscore.Registry].
-func (g *gate) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState) ([]opscore.Owned, error) {
-	return pass(ctx, g, func() ([]opscore.Owned, error) { return g.Store.Heartbeat(ctx, worker, state) })
+func (g *gate) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState, r opscore.Report) (opscore.Heard, error) {
+	return pass(ctx, g, func() (opscore.Heard, error) { return g.Store.Heartbeat(ctx, worker, state, r) })
 }
 
 // Leave implements [opscore.Registry].
-func (g *gate) Leave(ctx context.Context, worker opscore.ID, cause string) error {
-	return passErr(ctx, g, func() error { return g.Store.Leave(ctx, worker, cause) })
+func (g *gate) Leave(ctx context.Context, worker opscore.ID, cause string, last opscore.Report) error {
+	return passErr(ctx, g, func() error { return g.Store.Leave(ctx, worker, cause, last) })
 }

@@ -24,6 +24,8 @@ var mutants = []storetest.Mutant{
 	{"rescue at the first observation", "chores.go", "if !again || seen.beats != beats {", "if again && seen.beats != beats {"},
 	{"rescue ignores a heartbeat in between", "chores.go", "if !again || seen.beats != beats {", "if !again {"},
 	{"prune ignores the queue's retention", "chores.go", "ELSE queue = $3 END", "ELSE $3 <> '' END"},
+	{"who asked last wins", "registry.go", "coalesce(nullif(w.stop_by, ''), $2)", "$2"},
+	{"a lease of its own is not renewed for as long", "registry.go", "clock_timestamp() + lease * interval", "clock_timestamp() + 30000000 * interval"},
 	{"a worker that is gone can heartbeat", "registry.go", "WHERE id = $1 AND state <> 'gone' RETURNING", "WHERE id = $1 RETURNING"},
 }
 

@@ -3,7 +3,10 @@ package postgres
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -237,6 +240,16 @@ func (s *Store) Deployment(ctx context.Context) (d opscore.Deployment, err error
 		d.Epoch = *epoch
 	}
 	return d, nil
+}
+
+// Endpoint implements [opscore.Located].
+func (s *Store) Endpoint(ctx context.Context) (opscore.Endpoint, error) {
+	c := s.pool.Config().ConnConfig
+	d, err := s.Deployment(ctx)
+	return opscore.Endpoint{
+		Kind: "postgres", Address: net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), Name: c.Database + "/" + strings.Trim(s.schema, `"`),
+		Instance: d.Instance.String(),
+	}, err
 }
 
 // BeginEpoch notes that the broker's state is a new one, unless somebody else has noted so since before was read, and returns

@@ -296,7 +296,7 @@ func TestOutcomesThatTheDatabaseHasLostAreRecordedAgain(t *testing.T) {
 			fill(t, s, tasks+1)
 			worker := opscore.WorkerInfo{ID: opscore.ID{1}, Queues: []string{"default"}, Actors: []string{"charge"}}
 			beat := func() error {
-				_, err := s.Heartbeat(t.Context(), worker.ID, opscore.WorkerReady)
+				_, err := s.Heartbeat(t.Context(), worker.ID, opscore.WorkerReady, opscore.Report{})
 				return err
 			}
 			if err := errors.Join(s.Register(t.Context(), worker), beat(), node.Backup(t.Context())); err != nil {

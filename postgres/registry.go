@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -48,14 +49,13 @@ func (s *Store) Paused(ctx context.Context) (paused []opscore.Pause, err error) 
 	return paused, nil
 }
 
-const leaseSeconds = int(opscore.LeaseFor / time.Second)
-
 // Register implements [opscore.Registry].
 func (s *Store) Register(ctx context.Context, w opscore.WorkerInfo) error {
+	lease := time.Duration(cmp.Or(w.Lease, opscore.Duration(opscore.LeaseFor))).Microseconds()
 	_, err := s.beats.Exec(ctx, s.sql(`
-		INSERT INTO opscore.worker (id, host, pid, build, queues, actors, slots, state, started_at, last_beat, lease_until)
-		SELECT $1, $2, $3, $4, $5, $6, $7, $8, now, now, now + $9 * interval '1 second' FROM clock_timestamp() AS now`),
-		w.ID, w.Host, w.PID, w.Build, list(w.Queues), list(w.Actors), w.Slots, w.State, leaseSeconds)
+		INSERT INTO opscore.worker (id, host, pid, build, queues, actors, slots, lease, about, state, started_at, last_beat, lease_until)
+		SELECT $1, $2, $3, $4, $5, $6, $7, $8::bigint, $9, $10, now, now, now + $8::bigint * interval '1 microsecond' FROM clock_timestamp() AS now`),
+		w.ID, w.Host, w.PID, w.Build, list(w.Queues), list(w.Actors), w.Slots, lease, w.About, w.State)
 	if err != nil {
 		return unavailable("register worker", err)
 	}
@@ -69,45 +69,49 @@ func list(names []string) []string { return append([]string{}, names...) }
 
 // Heartbeat implements [opscore.Registry]. It has its own connection, and gives up before the next one is due: a
 // lock must not hold it up for longer.
-func (s *Store) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState) (owned []opscore.Owned, err error) {
+func (s *Store) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState, r opscore.Report) (heard opscore.Heard, err error) {
 	ctx, cancel := context.WithTimeout(ctx, opscore.HeartbeatEvery*9/10)
 	defer cancel()
 	var beats int64
 	var timeline string
 	conn, err := s.beats.Acquire(ctx)
 	if err != nil {
-		return nil, unavailable("heartbeat", err)
+		return heard, unavailable("heartbeat", err)
 	}
 	defer conn.Release()
 	err = conn.QueryRow(ctx, s.sql(`
-		UPDATE opscore.worker SET state = $2, last_beat = clock_timestamp(), beats = beats + 1,
-			lease_until = clock_timestamp() + $3 * interval '1 second'
-		WHERE id = $1 AND state <> 'gone' RETURNING beats, `+timelineSQL), worker, state, leaseSeconds).Scan(&beats, &timeline)
+		UPDATE opscore.worker SET state = $2, report = $3, last_beat = clock_timestamp(), beats = beats + 1,
+			lease_until = clock_timestamp() + lease * interval '1 microsecond'
+		WHERE id = $1 AND state <> 'gone' RETURNING beats, last_beat, stop_by, `+timelineSQL), worker, state, r).
+		Scan(&beats, &heard.Clock, &heard.Stop, &timeline)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, opscore.ErrLeaseLost
+		err = conn.QueryRow(ctx, s.sql("SELECT coalesce(max(stop_by), '') FROM opscore.worker WHERE id = $1"), worker).Scan(&heard.Stop)
+		if err == nil {
+			return heard, opscore.ErrLeaseLost
+		}
 	}
 	if err != nil {
-		return nil, unavailable("heartbeat", err)
+		return opscore.Heard{}, unavailable("heartbeat", err)
 	}
 	if err := s.observe(ctx, conn, timeline, worker, beats); err != nil {
-		return nil, err
+		return opscore.Heard{}, err
 	}
 	err = each(ctx, conn, func(rows pgx.Rows) error {
 		var o opscore.Owned
 		err := rows.Scan(&o.Task, &o.ClaimSeq, &o.Cancel)
-		owned = append(owned, o)
+		heard.Owned = append(heard.Owned, o)
 		return err
 	}, s.sql("SELECT id, claim_seq, cancel_at IS NOT NULL FROM opscore.task WHERE state = 'running' AND worker = $1"), worker)
 	if err != nil {
-		return nil, unavailable("heartbeat", err)
+		return opscore.Heard{}, unavailable("heartbeat", err)
 	}
-	return owned, nil
+	return heard, nil
 }
 
 // Leave implements [opscore.Registry].
-func (s *Store) Leave(ctx context.Context, worker opscore.ID, cause string) error {
-	tag, err := s.beats.Exec(ctx, s.sql(
-		"UPDATE opscore.worker SET state = 'gone', gone_at = clock_timestamp(), cause = $2 WHERE id = $1 AND state <> 'gone'"), worker, cause)
+func (s *Store) Leave(ctx context.Context, worker opscore.ID, cause string, last opscore.Report) error {
+	tag, err := s.beats.Exec(ctx, s.sql(`UPDATE opscore.worker SET state = 'gone', gone_at = clock_timestamp(), cause = $2, report = $3
+		WHERE id = $1 AND state <> 'gone'`), worker, cause, last)
 	if err != nil {
 		return unavailable("leave the registry", err)
 	}
@@ -117,18 +121,35 @@ func (s *Store) Leave(ctx context.Context, worker opscore.ID, cause string) erro
 	return nil
 }
 
+// StopWorkers implements [opscore.Registry].
+func (s *Store) StopWorkers(ctx context.Context, workers []opscore.ID, by string) (asked []opscore.ID, err error) {
+	err = each(ctx, s.pool, func(rows pgx.Rows) error {
+		var id opscore.ID
+		err := rows.Scan(&id)
+		asked = append(asked, id)
+		return err
+	}, s.sql(`WITH l AS MATERIALIZED (SELECT id FROM opscore.worker WHERE id = ANY($1) AND state <> 'gone' ORDER BY id FOR UPDATE)
+		UPDATE opscore.worker w SET stop_by = coalesce(nullif(w.stop_by, ''), $2) FROM l WHERE w.id = l.id RETURNING w.id`), workers, by)
+	if err != nil {
+		return nil, unavailable("stop workers", err)
+	}
+	return asked, nil
+}
+
 // Workers implements [opscore.Registry].
 func (s *Store) Workers(ctx context.Context, goneFor time.Duration) (workers []opscore.WorkerInfo, err error) {
 	err = each(ctx, s.pool, func(rows pgx.Rows) error {
 		var w opscore.WorkerInfo
 		var gone *time.Time
-		err := rows.Scan(&w.ID, &w.Host, &w.PID, &w.Build, &w.Queues, &w.Actors, &w.Slots, (*string)(&w.State), &w.StartedAt, &w.LastBeat,
-			&w.Live, &gone, &w.Cause)
+		var lease int64
+		err := rows.Scan(&w.ID, &w.Host, &w.PID, &w.Build, &w.Queues, &w.Actors, &w.Slots, &lease, &w.About, (*string)(&w.State), &w.StartedAt,
+			&w.LastBeat, &w.Live, &w.Report, &w.Stop, &gone, &w.Cause)
+		w.Lease = opscore.Duration(time.Duration(lease) * time.Microsecond)
 		w.StartedAt, w.LastBeat, w.GoneAt = w.StartedAt.UTC(), w.LastBeat.UTC(), timeOf(gone)
 		workers = append(workers, w)
 		return err
-	}, s.sql(`SELECT id, host, pid, build, queues, actors, slots, state, started_at, last_beat,
-			state <> 'gone' AND lease_until > clock_timestamp(), gone_at, cause
+	}, s.sql(`SELECT id, host, pid, build, queues, actors, slots, lease, about, state, started_at, last_beat,
+			state <> 'gone' AND lease_until > clock_timestamp(), report, stop_by, gone_at, cause
 		FROM opscore.worker WHERE state <> 'gone' OR gone_at > clock_timestamp() - $1 * interval '1 microsecond' ORDER BY id`), min(goneFor, forgetAfter).Microseconds())
 	if err != nil {
 		return nil, unavailable("read workers", err)

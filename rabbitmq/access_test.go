@@ -105,7 +105,7 @@ func TestAnEncryptedConnectionIsVerifiedBothWays(t *testing.T) {
 	}
 	r := newRig(t, at("localhost", good))
 	b := r.broker(rabbitmq.Options{})
-	source, _ := r.work(b, opscore.Worker{})
+	source, _ := r.work(b, &opscore.Worker{})
 	r.keep(b)
 	r.load(200, 10, 0)
 	r.await()
@@ -181,7 +181,7 @@ func TestThePermissionsInTheDocsAreEnough(t *testing.T) {
 	}
 	r := newRig(t, as("opscore_worker"))
 	b := r.broker(rabbitmq.Options{})
-	source, _ := r.work(b, opscore.Worker{})
+	source, _ := r.work(b, &opscore.Worker{})
 	r.keep(b)
 	r.load(200, 10, 0)
 	r.await()

@@ -13,8 +13,8 @@ import (
 )
 
 // stubborn is a worker that does not wait for long tasks at its end.
-func stubborn(slots int) opscore.Worker {
-	return opscore.Worker{Slots: slots, Grace: 5 * time.Second}
+func stubborn(slots int) *opscore.Worker {
+	return &opscore.Worker{Slots: slots, Grace: 5 * time.Second}
 }
 
 // cancelAll lets workers end that have long tasks.
@@ -45,7 +45,7 @@ func TestLongTasksLeaveTheWindowAsItIs(t *testing.T) {
 func TestABacklogThatNobodyAnnouncesIsPulledWithoutAPause(t *testing.T) {
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{})
-	r.work(b, opscore.Worker{Slots: 1})
+	r.work(b, &opscore.Worker{Slots: 1})
 	began := time.Now()
 	r.submit(20, 150*time.Millisecond)
 	r.await()
@@ -57,11 +57,11 @@ func TestABacklogThatNobodyAnnouncesIsPulledWithoutAPause(t *testing.T) {
 func TestWorkersWithOtherActorsOnAQueueHoldNothingUp(t *testing.T) {
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{})
-	mine, _ := r.work(b, opscore.Worker{Slots: 20})
+	mine, _ := r.work(b, &opscore.Worker{Slots: 20})
 	handlers := opscore.Handlers{}
 	refund := opscore.Actor[order, string]{Name: "refund", Queue: "orders"}
 	opscore.Handle(handlers, refund, r.handle)
-	other, _ := r.work(b, opscore.Worker{Slots: 20, Handlers: handlers})
+	other, _ := r.work(b, &opscore.Worker{Slots: 20, Handlers: handlers})
 	r.keep(b)
 	r.load(3000, 10, time.Millisecond)
 	r.await()
@@ -80,7 +80,7 @@ func TestAShortTaskDoesNotWaitBehindANearlyBusyWorker(t *testing.T) {
 	defer r.cancelAll()
 	r.submit(49, time.Minute)
 	r.until("it is nearly busy", func() bool { return len(r.running()) == 49 })
-	idle, _ := r.work(b, opscore.Worker{Slots: 50})
+	idle, _ := r.work(b, &opscore.Worker{Slots: 50})
 	r.until("the relay knows of the other one", func() bool {
 		r.submit(1, 0)
 		return idle.Stats().Claimed+idle.Stats().Pulled > 0
@@ -144,7 +144,7 @@ func (blind) Waiting(context.Context, string) (int, error) { return 0, errors.Ne
 func TestARelayThatCannotAskGoesOnPublishing(t *testing.T) {
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{})
-	source, _ := r.work(b, opscore.Worker{Slots: 20})
+	source, _ := r.work(b, &opscore.Worker{Slots: 20})
 	publisher := blind{b.Publisher()}
 	r.until("the publisher is ready", publisher.Ready)
 	r.background((&opscore.Keeper{Store: r.store, Publisher: publisher, Log: r.log}).Run)
@@ -166,7 +166,7 @@ func TestANewQueueLosesNothing(t *testing.T) {
 	r.submit(500, time.Millisecond)
 	b := r.broker(rabbitmq.Options{})
 	r.keep(b)
-	source, _ := r.work(b, opscore.Worker{Slots: 20})
+	source, _ := r.work(b, &opscore.Worker{Slots: 20})
 	r.await()
 	if s := source.Stats(); s.Missed > 0 {
 		t.Errorf("%+v: tasks were announced twice", s)
@@ -178,7 +178,7 @@ func TestStoppingDoesNotWaitForAFrozenBroker(t *testing.T) {
 	r := newRig(t, at)
 	b, err := rabbitmq.Open(t.Context(), at, r.store, rabbitmq.Options{Log: r.log})
 	check(t, err)
-	_, stop := r.work(b, opscore.Worker{})
+	_, stop := r.work(b, &opscore.Worker{})
 	stopKeeper := r.keep(b)
 	r.submit(10, 0)
 	r.await()

@@ -19,7 +19,7 @@ func TestANodeOfAClusterIsKilledUnderLoad(t *testing.T) {
 	}
 	r := newRig(t, strings.Join(urls, ","))
 	b := r.broker(rabbitmq.Options{})
-	source, _ := r.work(b, opscore.Worker{Slots: 20})
+	source, _ := r.work(b, &opscore.Worker{Slots: 20})
 	r.keep(b)
 	r.submit(1, 0)
 	r.await()

@@ -86,7 +86,7 @@ func TestTasksCompleteOnceEachWhateverHappensToTheBroker(t *testing.T) {
 			n, at := node(t)
 			r := newRig(t, at)
 			b := r.broker(rabbitmq.Options{})
-			source, _ := r.work(b, opscore.Worker{Slots: 20})
+			source, _ := r.work(b, &opscore.Worker{Slots: 20})
 			r.keep(b)
 			r.submit(1, 0)
 			r.await()
@@ -117,7 +117,7 @@ func TestWorkGoesOnByPullWhileTheBrokerIsStopped(t *testing.T) {
 	n, at := node(t)
 	r := newRig(t, at)
 	b := r.broker(rabbitmq.Options{})
-	source, _ := r.work(b, opscore.Worker{Slots: 20})
+	source, _ := r.work(b, &opscore.Worker{Slots: 20})
 	r.keep(b)
 	r.load(2000, 5, time.Millisecond)
 	r.await()
@@ -151,7 +151,7 @@ func TestConnectionsThatAreClosedAllTheTimeCostNothing(t *testing.T) {
 	n, at := node(t)
 	r := newRig(t, at)
 	b := r.broker(rabbitmq.Options{})
-	source, _ := r.work(b, opscore.Worker{Slots: 50})
+	source, _ := r.work(b, &opscore.Worker{Slots: 50})
 	r.keep(b)
 	loaded := r.loading(15_000, 5, 3*time.Millisecond) // for 30 s
 	closed := 0
@@ -184,7 +184,7 @@ func TestATaskLongerThanTheConsumerTimeoutCompletesOnce(t *testing.T) {
 	eval(t, n, "application:set_env(rabbit, channel_tick_interval, 1000)") // how often channels look whether it is over
 	r := newRig(t, at)
 	b := r.broker(rabbitmq.Options{})
-	source, _ := r.work(b, opscore.Worker{Slots: 2})
+	source, _ := r.work(b, &opscore.Worker{Slots: 2})
 	r.keep(b)
 	r.submit(4, 6*time.Second) // two at a time: the others wait, in the broker or here
 	r.await()

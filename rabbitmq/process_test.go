@@ -73,7 +73,7 @@ func (r *rig) spawn() (*exec.Cmd, opscore.ID) {
 func TestTasksOfKilledWorkersCompleteOnceEach(t *testing.T) {
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{})
-	r.work(b, opscore.Worker{Slots: 10})
+	r.work(b, &opscore.Worker{Slots: 10})
 	r.keep(b)
 	loaded := r.loading(5000, 10, 5*time.Millisecond)
 	for range 4 {
@@ -96,7 +96,7 @@ func TestTasksOfKilledWorkersCompleteOnceEach(t *testing.T) {
 func TestATicketCostsNothingWhenItsPublisherIsStopped(t *testing.T) {
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{})
-	r.work(b, opscore.Worker{Slots: 10})
+	r.work(b, &opscore.Worker{Slots: 10})
 	stop := r.keep(b)
 	r.load(500, 10, 0)
 	stop() // in the middle of it, as far as it knows

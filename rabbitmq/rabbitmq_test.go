@@ -23,7 +23,7 @@ import (
 func TestTasksRunByTicketAndNoneIsPublishedTwice(t *testing.T) {
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{})
-	source, _ := r.work(b, opscore.Worker{})
+	source, _ := r.work(b, &opscore.Worker{})
 	other := r.broker(rabbitmq.Options{})
 	r.keep(b)
 	r.keep(other) // of two relays one serves a queue
@@ -47,12 +47,12 @@ func TestTasksRunByTicketAndNoneIsPublishedTwice(t *testing.T) {
 func TestAShortTaskDoesNotWaitBehindABusyWorker(t *testing.T) {
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{})
-	busy, _ := r.work(b, opscore.Worker{Slots: 2})
+	busy, _ := r.work(b, &opscore.Worker{Slots: 2})
 	r.keep(b)
 	r.submit(2, 30*time.Second)
 	r.until("the worker is busy", func() bool { return r.count("SELECT count(*) FROM opscore.task WHERE state = 'running'") == 2 })
 	r.delays()
-	idle, stop := r.work(b, opscore.Worker{Slots: 2})
+	idle, stop := r.work(b, &opscore.Worker{Slots: 2})
 	for range 30 {
 		r.submit(1, 0)
 		r.until("it is completed", func() bool {
@@ -97,7 +97,7 @@ func TestHigherPrioritiesComeFirstButForTheWindow(t *testing.T) {
 		return "", nil
 	})
 	r.submit(300, 0, opscore.Priority(-1)) // numbers from 0
-	r.work(b, opscore.Worker{Slots: 1, Handlers: handlers})
+	r.work(b, &opscore.Worker{Slots: 1, Handlers: handlers})
 	r.keep(b)
 	for range 20 {
 		first = append(first, <-started)
@@ -131,7 +131,7 @@ func TestHigherPrioritiesComeFirstButForTheWindow(t *testing.T) {
 func TestPausedQueuesGetNoTickets(t *testing.T) {
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{})
-	source, _ := r.work(b, opscore.Worker{})
+	source, _ := r.work(b, &opscore.Worker{})
 	r.keep(b)
 	r.load(100, 10, 0)
 	r.await()
@@ -154,7 +154,7 @@ func TestWhatATicketNamesWithoutSuccessIsSettled(t *testing.T) {
 	b := r.broker(rabbitmq.Options{})
 	publisher := b.Publisher()
 	r.until("the publisher is ready", publisher.Ready)
-	r.work(b, opscore.Worker{Slots: 5})
+	r.work(b, &opscore.Worker{Slots: 5})
 	r.submit(1, 0)
 	r.await() // there is no relay: it was pulled
 	done := r.recordedTask()
@@ -217,7 +217,7 @@ func (r *rig) recordedTask() (id opscore.ID) {
 func TestALockedTaskIsClaimedWhenItIsFree(t *testing.T) {
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{})
-	r.work(b, opscore.Worker{Slots: 5})
+	r.work(b, &opscore.Worker{Slots: 5})
 	id := r.submit(1, 0, opscore.After(time.Second))[0]
 	tx, err := r.store.Pool().Begin(t.Context())
 	check(t, err)
@@ -234,7 +234,7 @@ func TestALockedTaskIsClaimedWhenItIsFree(t *testing.T) {
 func TestMessagesThatAreNoTicketsAreKept(t *testing.T) {
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{})
-	source, _ := r.work(b, opscore.Worker{Slots: 5})
+	source, _ := r.work(b, &opscore.Worker{Slots: 5})
 	ch := r.channel()
 	r.until("it is subscribed", func() bool {
 		q, err := ch.QueueDeclarePassive("opscore.orders", true, false, false, false, nil)
@@ -315,7 +315,7 @@ func TestALateAnswerOfTheBrokerDoesNotTakeBackWhatCameSince(t *testing.T) {
 		}
 		return "charged", nil
 	})
-	source, _ := r.work(b, opscore.Worker{Handlers: handlers})
+	source, _ := r.work(b, &opscore.Worker{Handlers: handlers})
 	var second atomic.Pointer[opscore.Ticket]
 	late := &race{Publisher: b.Publisher(), meanwhile: func([]opscore.Ticket) {
 		r.until("it has failed and is put back", func() bool {
@@ -373,7 +373,7 @@ func (p *losing) Publish(ctx context.Context, tickets []opscore.Ticket) ([]opsco
 func TestAQueueWhoseTicketsAreLostIsServedBesideABusyOne(t *testing.T) {
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{})
-	source, _ := r.work(b, opscore.Worker{Slots: 20, Queues: []string{"orders", "quiet"}})
+	source, _ := r.work(b, &opscore.Worker{Slots: 20, Queues: []string{"orders", "quiet"}})
 	publisher := &losing{Publisher: b.Publisher(), queue: "quiet"}
 	r.until("the publisher is ready", publisher.Ready)
 	r.background((&opscore.Keeper{Store: r.store, Publisher: publisher, Log: r.log}).Run)
@@ -438,7 +438,7 @@ func TestABrokerThatIsNotThereOnlyCostsTime(t *testing.T) {
 	var log strings.Builder
 	r.log = slog.New(slog.NewTextHandler(&log, nil))
 	b := r.broker(rabbitmq.Options{})
-	_, stop := r.work(b, opscore.Worker{})
+	_, stop := r.work(b, &opscore.Worker{})
 	stopKeeper := r.keep(b)
 	r.submit(100, 0)
 	r.await()
@@ -454,7 +454,7 @@ func TestWhatIsSeenInTheBroker(t *testing.T) {
 	n := nodes.Broker(t)
 	r := newRig(t, nodes.Vhost(t))
 	b := r.broker(rabbitmq.Options{Build: "v1.2.3"})
-	r.work(b, opscore.Worker{})
+	r.work(b, &opscore.Worker{})
 	r.keep(b)
 	r.submit(10, 0)
 	r.await()
@@ -491,7 +491,7 @@ func TestAnExistingQueueIsUsedAsItIs(t *testing.T) {
 	_, err := r.channel().QueueDeclare("opscore.orders", true, false, false, false, amqp.Table{"x-max-priority": int64(10)})
 	check(t, err)
 	b := r.broker(rabbitmq.Options{Classic: true})
-	source, _ := r.work(b, opscore.Worker{})
+	source, _ := r.work(b, &opscore.Worker{})
 	r.keep(b)
 	r.load(100, 1, 0)
 	r.await()

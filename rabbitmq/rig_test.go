@@ -100,7 +100,7 @@ func (r *rig) handle(ctx context.Context, o order) (string, error) {
 }
 
 // work runs a worker until the test ends, or until it is stopped, and returns its source once it is ready.
-func (r *rig) work(b *rabbitmq.Broker, w opscore.Worker) (source *rabbitmq.Source, stop func()) {
+func (r *rig) work(b *rabbitmq.Broker, w *opscore.Worker) (source *rabbitmq.Source, stop func()) {
 	r.Helper()
 	source = b.Source()
 	ready := make(chan struct{})

@@ -40,7 +40,11 @@ var mutants = []storetest.Mutant{
 	{"prune takes what is waiting", "chores.go", "DELETE FROM opscore_task WHERE id = ? AND state IN ('completed', 'failed', 'cancelled')", "DELETE FROM opscore_task WHERE id = ? OR state = 'pending'"},
 	{"prune without queues of their own", "chores.go", "own := append([]string{}, slices.Sorted(maps.Keys(r.Queues))...)", "own := slices.Sorted(maps.Keys(r.Queues))"},
 	{"prune ignores the queue's retention", "chores.go", "ELSE queue = ?3 END", "ELSE ?3 <> '' END"},
-	{"a worker that is gone can heartbeat", "registry.go", "WHERE id = ? AND state <> 'gone'`, string(state)", "WHERE id = ?`, string(state)"},
+	{"a worker that is gone can heartbeat", "registry.go", "gone = present == string(opscore.WorkerGone)", "gone = false"},
+	{"a worker does not learn that it shall stop", "registry.go", "rows.Scan(&present, &heard.Stop)", "rows.Scan(&present, new(string))"},
+	{"a lease of its own is not renewed for as long", "registry.go", "lease_until = ? + lease WHERE", "lease_until = ? + 30000000 WHERE"},
+	{"a heartbeat keeps no report", "registry.go", "state = ?, report = ?, last_beat", "state = ?, report = coalesce('{}', ?), last_beat"},
+	{"who asked last wins", "registry.go", "CASE stop_by WHEN '' THEN ? ELSE stop_by END", "?"},
 }
 
 func TestTheSuiteKillsEveryMutant(t *testing.T) {

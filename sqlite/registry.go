@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -65,21 +66,19 @@ func (s *Store) Register(ctx context.Context, w opscore.WorkerInfo) error {
 	if err := s.holdLock(w.ID); err != nil {
 		return unavailable("register worker", err)
 	}
-	queues, err := json.Marshal(w.Queues)
-	if err != nil {
+	queues, err1 := json.Marshal(w.Queues)
+	actors, err2 := json.Marshal(w.Actors)
+	about, err3 := json.Marshal(w.About)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
 	}
-	actors, err := json.Marshal(w.Actors)
-	if err != nil {
-		return err
-	}
-	err = s.write(ctx, "register worker", func(c *conn) error {
+	lease := time.Duration(cmp.Or(w.Lease, opscore.Duration(opscore.LeaseFor))).Microseconds()
+	err := s.write(ctx, "register worker", func(c *conn) error {
 		at := now()
 		_, err := c.exec(`
-			INSERT INTO opscore_worker (id, host, pid, build, queues, actors, slots, state, started_at, last_beat, lease_until)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			w.ID[:], w.Host, w.PID, w.Build, string(queues), string(actors), w.Slots, string(w.State), at, at,
-			at+opscore.LeaseFor.Microseconds())
+			INSERT INTO opscore_worker (id, host, pid, build, queues, actors, slots, lease, about, state, started_at, last_beat, lease_until)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			w.ID[:], w.Host, w.PID, w.Build, string(queues), string(actors), w.Slots, lease, string(about), string(w.State), at, at, at+lease)
 		return err
 	})
 	if err != nil {
@@ -120,44 +119,58 @@ func (s *Store) dropLock(worker opscore.ID) {
 }
 
 // Heartbeat implements [opscore.Registry].
-func (s *Store) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState) (owned []opscore.Owned, err error) {
+func (s *Store) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState, r opscore.Report) (heard opscore.Heard, err error) {
 	if err := s.sameFile(); err != nil {
-		return nil, unavailable("heartbeat", err)
+		return heard, unavailable("heartbeat", err)
 	}
+	report, err := json.Marshal(r)
+	if err != nil {
+		return heard, err
+	}
+	gone := false
 	err = s.write(ctx, "heartbeat", func(c *conn) error {
+		heard, gone = opscore.Heard{}, true
 		if err := knownSchema(c); err != nil {
 			return err
 		}
 		at := now()
-		n, err := c.exec(`
-			UPDATE opscore_worker SET state = ?, last_beat = ?, beats = beats + 1, lease_until = ?
-			WHERE id = ? AND state <> 'gone'`, string(state), at, at+opscore.LeaseFor.Microseconds(), worker[:])
-		if err != nil {
+		heard.Clock = timeOf(at)
+		if err := c.query(func(rows *sql.Rows) error {
+			var present string
+			err := rows.Scan(&present, &heard.Stop)
+			gone = present == string(opscore.WorkerGone)
+			return err
+		}, "SELECT state, stop_by FROM opscore_worker WHERE id = ?", worker[:]); err != nil || gone {
 			return err
 		}
-		if n == 0 {
-			return opscore.ErrLeaseLost
+		if _, err := c.exec("UPDATE opscore_worker SET state = ?, report = ?, last_beat = ?, beats = beats + 1, lease_until = ? + lease WHERE id = ?",
+			string(state), string(report), at, at, worker[:]); err != nil {
+			return err
 		}
-		owned = nil
 		return c.query(func(rows *sql.Rows) error {
 			var o opscore.Owned
 			err := scanID(rows, &o.Task, &o.ClaimSeq, &o.Cancel)
-			owned = append(owned, o)
+			heard.Owned = append(heard.Owned, o)
 			return err
 		}, "SELECT id, claim_seq, cancel_at > 0 FROM opscore_task WHERE state = 'running' AND worker = ?", worker[:])
 	})
-	if errors.Is(err, opscore.ErrLeaseLost) {
+	if err == nil && gone {
 		s.dropLock(worker)
+		err = opscore.ErrLeaseLost
 	}
-	return owned, err
+	return heard, err
 }
 
 // Leave implements [opscore.Registry].
-func (s *Store) Leave(ctx context.Context, worker opscore.ID, cause string) error {
+func (s *Store) Leave(ctx context.Context, worker opscore.ID, cause string, last opscore.Report) error {
 	defer s.dropLock(worker)
+	report, err := json.Marshal(last)
+	if err != nil {
+		return err
+	}
 	return s.write(ctx, "leave the registry", func(c *conn) error {
-		n, err := c.exec("UPDATE opscore_worker SET state = 'gone', gone_at = ?, cause = ? WHERE id = ? AND state <> 'gone'",
-			now(), cause, worker[:])
+		n, err := c.exec("UPDATE opscore_worker SET state = 'gone', gone_at = ?, cause = ?, report = ? WHERE id = ? AND state <> 'gone'",
+			now(), cause, string(report), worker[:])
 		if err == nil && n == 0 {
 			err = opscore.ErrLeaseLost
 		}
@@ -165,27 +178,50 @@ func (s *Store) Leave(ctx context.Context, worker opscore.ID, cause string) erro
 	})
 }
 
+// StopWorkers implements [opscore.Registry].
+func (s *Store) StopWorkers(ctx context.Context, workers []opscore.ID, by string) (asked []opscore.ID, err error) {
+	err = s.write(ctx, "stop workers", func(c *conn) error {
+		asked = nil
+		for _, id := range workers {
+			n, err := c.exec("UPDATE opscore_worker SET stop_by = CASE stop_by WHEN '' THEN ? ELSE stop_by END WHERE id = ? AND state <> 'gone'", by, id[:])
+			if err != nil {
+				return err
+			}
+			if n > 0 {
+				asked = append(asked, id)
+			}
+		}
+		return nil
+	})
+	return asked, err
+}
+
+// columns of the registry, as Workers reads them.
+const workerColumns = `id, host, pid, build, queues, actors, slots, lease, about, state, started_at, last_beat, lease_until, report, stop_by, gone_at, cause`
+
 // Workers implements [opscore.Registry].
 func (s *Store) Workers(ctx context.Context, goneFor time.Duration) (workers []opscore.WorkerInfo, err error) {
 	err = s.read(ctx, "read workers", func(c *conn) error {
 		return c.query(func(rows *sql.Rows) error {
 			var w opscore.WorkerInfo
-			var queues, actors string
-			var started, beat, lease, gone int64
-			if err := scanID(rows, &w.ID, &w.Host, &w.PID, &w.Build, &queues, &actors, &w.Slots, (*string)(&w.State), &started, &beat,
-				&lease, &gone, &w.Cause); err != nil {
+			var queues, actors, about, report string
+			var lease, started, beat, until, gone int64
+			if err := scanID(rows, &w.ID, &w.Host, &w.PID, &w.Build, &queues, &actors, &w.Slots, &lease, &about, (*string)(&w.State), &started,
+				&beat, &until, &report, &w.Stop, &gone, &w.Cause); err != nil {
 				return err
 			}
 			w.StartedAt, w.LastBeat, w.GoneAt = timeOf(started), timeOf(beat), timeOf(gone)
-			w.Live = w.State != opscore.WorkerGone && lease > now()
-			err := errors.Join(json.Unmarshal([]byte(queues), &w.Queues), json.Unmarshal([]byte(actors), &w.Actors))
+			w.Lease = opscore.Duration(time.Duration(lease) * time.Microsecond)
+			w.Live = w.State != opscore.WorkerGone && until > now()
+			for text, into := range map[*string]any{&queues: &w.Queues, &actors: &w.Actors, &about: &w.About, &report: &w.Report} {
+				if err := json.Unmarshal([]byte(*text), into); err != nil {
+					return err
+				}
+			}
 			workers = append(workers, w)
-			return err
-		}, `SELECT id, host, pid, build, queues, actors, slots, state, started_at, last_beat, lease_until, gone_at, cause
-			FROM opscore_worker WHERE state <> 'gone'
-		UNION ALL
-		SELECT id, host, pid, build, queues, actors, slots, state, started_at, last_beat, lease_until, gone_at, cause
-			FROM opscore_worker WHERE state = 'gone' AND gone_at > ? ORDER BY id`, now()-goneFor.Microseconds())
+			return nil
+		}, "SELECT "+workerColumns+" FROM opscore_worker WHERE state <> 'gone' UNION ALL SELECT "+workerColumns+
+			" FROM opscore_worker WHERE state = 'gone' AND gone_at > ? ORDER BY id", now()-goneFor.Microseconds())
 	})
 	return workers, err
 }

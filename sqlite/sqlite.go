@@ -106,6 +106,11 @@ func (s *Store) DB() *sql.DB { return s.db }
 // Path returns the absolute path of the file.
 func (s *Store) Path() string { return s.path }
 
+// Endpoint implements [opscore.Located]: a file that was replaced is another instance.
+func (s *Store) Endpoint(context.Context) (opscore.Endpoint, error) {
+	return opscore.Endpoint{Kind: "sqlite", Name: s.path, Instance: inode(s.file)}, nil
+}
+
 // Close closes the file. Workers, keepers and clients of the store must have stopped.
 func (s *Store) Close() error {
 	s.mu.Lock()

@@ -226,7 +226,7 @@ func TestAnEffectOfALostLeaseIsRolledBack(t *testing.T) {
 		opscore.Handle(h, charge, func(ctx context.Context, o order) (string, error) {
 			run := opscore.FromContext(ctx)
 			// Somebody declares this worker dead while the handler works.
-			if err := s.Leave(ctx, run.Worker, "test"); err != nil {
+			if err := s.Leave(ctx, run.Worker, "test", opscore.Report{}); err != nil {
 				t.Error(err)
 			}
 			if _, err := s.Rescue(ctx); err != nil {

@@ -225,7 +225,7 @@ var adoptions = []scenario{
 	}},
 	{"a worker whose lease is lost adopts nothing", func(e *env) {
 		w, other := e.worker(), e.worker()
-		if err := e.store.Leave(e.ctx, w, ""); err != nil {
+		if err := e.store.Leave(e.ctx, w, "", opscore.Report{}); err != nil {
 			e.Fatalf("leave: %v", err)
 		}
 		m, known := message(), message()

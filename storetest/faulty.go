@@ -95,13 +95,18 @@ func (f *Faulty) Register(ctx context.Context, w opscore.WorkerInfo) error {
 }
 
 // Heartbeat implements [opscore.Registry].
-func (f *Faulty) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState) ([]opscore.Owned, error) {
-	return call(f, "Heartbeat", func() ([]opscore.Owned, error) { return f.Store.Heartbeat(ctx, worker, state) })
+func (f *Faulty) Heartbeat(ctx context.Context, worker opscore.ID, state opscore.WorkerState, r opscore.Report) (opscore.Heard, error) {
+	return call(f, "Heartbeat", func() (opscore.Heard, error) { return f.Store.Heartbeat(ctx, worker, state, r) })
 }
 
 // Leave implements [opscore.Registry].
-func (f *Faulty) Leave(ctx context.Context, worker opscore.ID, cause string) error {
-	return callErr(f, "Leave", func() error { return f.Store.Leave(ctx, worker, cause) })
+func (f *Faulty) Leave(ctx context.Context, worker opscore.ID, cause string, last opscore.Report) error {
+	return callErr(f, "Leave", func() error { return f.Store.Leave(ctx, worker, cause, last) })
+}
+
+// StopWorkers implements [opscore.Registry].
+func (f *Faulty) StopWorkers(ctx context.Context, workers []opscore.ID, by string) ([]opscore.ID, error) {
+	return call(f, "StopWorkers", func() ([]opscore.ID, error) { return f.Store.StopWorkers(ctx, workers, by) })
 }
 
 // Workers implements [opscore.Registry].

@@ -226,7 +226,7 @@ func (m *model) passAll(d time.Duration) {
 
 func (m *model) workerDies(rt *rapid.T) {
 	i := rapid.IntRange(0, len(m.workers)-1).Draw(rt, "worker")
-	if err := m.store.Leave(m.ctx, m.workers[i], "died"); err != nil {
+	if err := m.store.Leave(m.ctx, m.workers[i], "died", opscore.Report{}); err != nil {
 		rt.Fatalf("leave: %v", err)
 	}
 	m.rescue()

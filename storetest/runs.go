@@ -160,7 +160,7 @@ var claims = []scenario{
 	{"a worker that is gone claims nothing", func(e *env) {
 		w := e.worker()
 		id := e.submit()
-		if err := e.store.Leave(e.ctx, w, "test"); err != nil {
+		if err := e.store.Leave(e.ctx, w, "test", opscore.Report{}); err != nil {
 			e.Fatalf("leave: %v", err)
 		}
 		for _, gone := range []opscore.ID{w, newID()} {

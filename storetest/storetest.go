@@ -26,7 +26,7 @@ type Harness struct {
 
 // Run runs the suite. Test names are the sentences that hold for a store.
 func Run(t *testing.T, h Harness) {
-	for _, group := range [][]scenario{submits, claims, finishes, clients, workers, chores} {
+	for _, group := range [][]scenario{submits, claims, finishes, clients, workers, registry, chores} {
 		for _, sc := range group {
 			t.Run(sc.name, func(t *testing.T) {
 				h.Around(t, func(t *testing.T) { sc.test(newEnv(t, h, t.TempDir())) })
@@ -197,11 +197,11 @@ func (e *env) attempts(id opscore.ID) []opscore.Attempt {
 
 func (e *env) heartbeat(worker opscore.ID) []opscore.Owned {
 	e.Helper()
-	owned, err := e.store.Heartbeat(e.ctx, worker, opscore.WorkerReady)
+	heard, err := e.store.Heartbeat(e.ctx, worker, opscore.WorkerReady, opscore.Report{})
 	if err != nil {
 		e.Fatalf("heartbeat: %v", err)
 	}
-	return owned
+	return heard.Owned
 }
 
 func (e *env) rescue() []opscore.Task {

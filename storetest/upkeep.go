@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -34,11 +35,11 @@ var workers = []scenario{
 		want(e, "live with a heartbeat", find().Live, true)
 		e.pass(2 * time.Second)
 		want(e, "live without", find().Live, false)
-		if _, err := e.store.Heartbeat(e.ctx, w, opscore.WorkerDraining); err != nil {
+		if _, err := e.store.Heartbeat(e.ctx, w, opscore.WorkerDraining, opscore.Report{}); err != nil {
 			e.Fatalf("heartbeat after the lease ran out, before anybody rescued: %v", err)
 		}
 		want(e, "state", find().State, opscore.WorkerDraining)
-		if err := e.store.Leave(e.ctx, w, "told to"); err != nil {
+		if err := e.store.Leave(e.ctx, w, "told to", opscore.Report{}); err != nil {
 			e.Fatalf("leave: %v", err)
 		}
 		got = find()
@@ -65,14 +66,117 @@ var workers = []scenario{
 	}},
 	{"a worker that is gone cannot heartbeat back to life", func(e *env) {
 		w := e.worker()
-		if err := e.store.Leave(e.ctx, w, ""); err != nil {
+		if err := e.store.Leave(e.ctx, w, "", opscore.Report{}); err != nil {
 			e.Fatalf("leave: %v", err)
 		}
 		for _, gone := range []opscore.ID{w, newID()} {
-			_, err := e.store.Heartbeat(e.ctx, gone, opscore.WorkerReady)
+			_, err := e.store.Heartbeat(e.ctx, gone, opscore.WorkerReady, opscore.Report{})
 			e.wantCode(err, opscore.CodeLeaseLost)
 		}
 	}},
+}
+
+var registry = []scenario{
+	{"what a worker says of itself is kept: how it was started, its reports, the last one when it is gone", func(e *env) {
+		about := opscore.About{
+			Process: opscore.Process{
+				Started: time.Unix(1700000000, 0).UTC(), Parents: []string{"sh", `odd ")\u00e4`}, Args: []string{"worker", "--slots", "3"},
+				Dir: "/", Go: "go1", Stdout: "pipe", Stderr: "tty",
+			},
+			Endpoints: []opscore.Endpoint{{Kind: "sqlite", Name: "/file", Instance: "7"}, {Kind: "rabbitmq", Address: "127.0.0.1:5672", Name: "/"}},
+		}
+		w := opscore.WorkerInfo{ID: newID(), Queues: []string{"q"}, Actors: []string{"act"}, State: opscore.WorkerBooting, About: about}
+		if err := e.store.Register(e.ctx, w); err != nil {
+			e.Fatalf("register: %v", err)
+		}
+		want(e, "lease", e.info(w.ID).Lease, opscore.Duration(opscore.LeaseFor))
+		if got := e.info(w.ID); !reflect.DeepEqual(got.About, about) || !reflect.DeepEqual(got.Report, opscore.Report{}) {
+			e.Errorf("about = %+v, report = %+v", got.About, got.Report)
+		}
+		report := opscore.Report{
+			Checks:  []opscore.Check{{Name: opscore.CheckBroker, State: opscore.CheckDegraded, Text: "a\x00b \"c\"", Since: time.Unix(1700000001, 5000).UTC()}},
+			Running: 3, Skew: opscore.Duration(-time.Hour), LogDropped: 12,
+		}
+		if _, err := e.store.Heartbeat(e.ctx, w.ID, opscore.WorkerReady, report); err != nil {
+			e.Fatalf("heartbeat: %v", err)
+		}
+		if got := e.info(w.ID); !reflect.DeepEqual(got.Report, report) || !reflect.DeepEqual(got.About, about) {
+			e.Errorf("report = %+v, want %+v; about = %+v", got.Report, report, got.About)
+		}
+		last := opscore.Report{Drained: &opscore.Drained{Finished: 1, HandedBack: 2, Released: 3, Stuck: []string{"act"}, Took: 4}}
+		if err := e.store.Leave(e.ctx, w.ID, "stopped", last); err != nil {
+			e.Fatalf("leave: %v", err)
+		}
+		if got := e.info(w.ID); !reflect.DeepEqual(got.Report, last) {
+			e.Errorf("last report = %+v, want %+v", got.Report, last)
+		}
+	}},
+	{"the store's answer has its clock", func(e *env) {
+		w := e.worker()
+		for range 2 {
+			heard, err := e.store.Heartbeat(e.ctx, w, opscore.WorkerReady, opscore.Report{})
+			if beat := e.info(w).LastBeat; err != nil || !heard.Clock.Equal(beat) || beat.IsZero() {
+				e.Errorf("heartbeat at %s = %+v, %v", beat, heard, err)
+			}
+			e.pass(time.Second)
+		}
+	}},
+	{"a worker with a lease of its own lives so long", func(e *env) {
+		w := opscore.WorkerInfo{ID: newID(), State: opscore.WorkerReady, Lease: opscore.Duration(2 * time.Second)}
+		if err := e.store.Register(e.ctx, w); err != nil {
+			e.Fatalf("register: %v", err)
+		}
+		for range 2 {
+			e.pass(time.Second)
+			want(e, "live", e.info(w.ID).Live, true)
+			e.heartbeat(w.ID)
+		}
+		e.pass(3 * time.Second)
+		want(e, "live", e.info(w.ID).Live, false)
+		want(e, "lease", e.info(w.ID).Lease, w.Lease)
+	}},
+	{"a worker that is asked to stop learns of it and of who asked first, also when it is gone by then", func(e *env) {
+		w, other, gone := e.worker(), e.worker(), e.worker()
+		if err := e.store.Leave(e.ctx, gone, "", opscore.Report{}); err != nil {
+			e.Fatalf("leave: %v", err)
+		}
+		stop := func(by string) {
+			e.Helper()
+			asked, err := e.store.StopWorkers(e.ctx, []opscore.ID{gone, w, newID()}, by)
+			if err != nil || !slices.Equal(asked, []opscore.ID{w}) {
+				e.Errorf("asked = %v, %v; want %v", asked, err, w)
+			}
+		}
+		hear := func(w opscore.ID) opscore.Heard {
+			heard, err := e.store.Heartbeat(e.ctx, w, opscore.WorkerReady, opscore.Report{})
+			if err != nil && opscore.CodeOf(err) != opscore.CodeLeaseLost {
+				e.Errorf("heartbeat: %v", err)
+			}
+			return heard
+		}
+		want(e, "asked", hear(w).Stop, "")
+		stop("ann")
+		stop("ben")
+		want(e, "asked by", hear(w).Stop, "ann")
+		want(e, "listed", e.info(w).Stop, "ann")
+		want(e, "the other", hear(other).Stop, "")
+		if err := e.store.Leave(e.ctx, w, "paused for too long", opscore.Report{}); err != nil {
+			e.Fatalf("leave: %v", err)
+		}
+		want(e, "asked by, when gone", hear(w).Stop, "ann")
+		want(e, "one that never was", hear(newID()).Stop, "")
+	}},
+}
+
+// info returns a worker's row.
+func (e *env) info(id opscore.ID) opscore.WorkerInfo {
+	e.Helper()
+	all, err := e.store.Workers(e.ctx, time.Hour)
+	i := slices.IndexFunc(all, func(w opscore.WorkerInfo) bool { return w.ID == id })
+	if err != nil || i < 0 {
+		e.Fatalf("worker %s is not among %v, %v", id, all, err)
+	}
+	return all[i]
 }
 
 // lapse lets the leases of all workers but those given run out and be seen twice.
@@ -167,13 +271,13 @@ var chores = []scenario{
 		w := e.worker()
 		e.claimOne(w)
 		e.lapse()
-		_, err := e.store.Heartbeat(e.ctx, w, opscore.WorkerReady)
+		_, err := e.store.Heartbeat(e.ctx, w, opscore.WorkerReady, opscore.Report{})
 		e.wantCode(err, opscore.CodeLeaseLost)
 	}},
 	{"what a worker left behind is rescued without waiting", func(e *env) {
 		w := e.worker()
 		t := e.claimOne(w)
-		if err := e.store.Leave(e.ctx, w, ""); err != nil {
+		if err := e.store.Leave(e.ctx, w, "", opscore.Report{}); err != nil {
 			e.Fatalf("leave: %v", err)
 		}
 		e.wantIDs("rescued", ids(e.rescue()), t.ID)
@@ -184,7 +288,7 @@ var chores = []scenario{
 		for range 10 {
 			e.claimOne(w)
 		}
-		if err := e.store.Leave(e.ctx, w, ""); err != nil {
+		if err := e.store.Leave(e.ctx, w, "", opscore.Report{}); err != nil {
 			e.Fatalf("leave: %v", err)
 		}
 		var wg sync.WaitGroup
@@ -211,7 +315,7 @@ var chores = []scenario{
 			if tasks := e.claim(wants(w, 1)); len(tasks) != 1 {
 				e.Fatalf("claim %d = %v", n, tasks)
 			}
-			if err := e.store.Leave(e.ctx, w, ""); err != nil {
+			if err := e.store.Leave(e.ctx, w, "", opscore.Report{}); err != nil {
 				e.Fatalf("leave: %v", err)
 			}
 			e.rescue()
@@ -226,7 +330,7 @@ var chores = []scenario{
 		w := e.worker()
 		t := e.claimOne(w)
 		e.cancel(t.ID)
-		if err := e.store.Leave(e.ctx, w, ""); err != nil {
+		if err := e.store.Leave(e.ctx, w, "", opscore.Report{}); err != nil {
 			e.Fatalf("leave: %v", err)
 		}
 		e.rescue()

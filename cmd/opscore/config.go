@@ -31,6 +31,9 @@ type config struct {
 	slots     int
 	drain     time.Duration
 	grace     time.Duration
+	lease     time.Duration
+	listen    string // "" for nowhere
+	token     string
 	logFormat string
 	logFile   string // "" for stderr
 	verbose   bool
@@ -182,6 +185,16 @@ func settings() []setting {
 			},
 		},
 		{
+			key: "lease", env: "OPSCORE_LEASE", def: opscore.LeaseFor.String(),
+			usage: "let others have the tasks of this worker when it has not been heard for `DURATION` (default 30s)",
+			parse: func(c *config, raw []string) (err error) {
+				if c.lease, err = parsePeriod(raw[0]); err == nil && (c.lease < opscore.MinLease || c.lease > opscore.MaxLease) {
+					err = fmt.Errorf("must be between %s and %s", goDuration(opscore.MinLease), goDuration(opscore.MaxLease))
+				}
+				return err
+			},
+		},
+		{
 			key: "orphans.keep", env: "OPSCORE_ORPHANS_KEEP", def: goDuration(opscore.OrphanFor),
 			usage: "forget messages that belong to no task when they have not come for `DURATION`, or forever (default 720h)",
 			parse: func(c *config, raw []string) (err error) {
@@ -197,7 +210,7 @@ func settings() []setting {
 				return err
 			},
 		},
-	}, append(logSettings(), dramatiqSettings()...)...)
+	}, slices.Concat(logSettings(), probeSettings(), dramatiqSettings())...)
 }
 
 // toggleValue is that of a flag which needs no value, shown as such.
@@ -220,7 +233,7 @@ func addSettingFlags(flags *pflag.FlagSet, keys ...string) {
 
 // addWorkerFlags adds those of the commands that run a worker.
 func addWorkerFlags(flags *pflag.FlagSet) {
-	addSettingFlags(flags, "broker", "broker_queue_type", "queues", "slots", "drain", "grace", "orphans.keep", "orphans.max", "log_file", "verbose",
+	addSettingFlags(flags, "broker", "broker_queue_type", "queues", "slots", "drain", "grace", "lease", "listen", "orphans.keep", "orphans.max", "log_file", "verbose",
 		"dramatiq.queues", "dramatiq.strict", "dramatiq.send", "dramatiq.max_priority", "dramatiq.dead_letter_ttl")
 }
 

@@ -24,7 +24,7 @@ func opscoreCommand(t *testing.T, args ...string) *exec.Cmd {
 // eventuallyTrue looks again and again until done says yes.
 func eventuallyTrue(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(time.Minute); !done(); <-tick.C {
 		if time.Now().After(deadline) {

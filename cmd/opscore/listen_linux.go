@@ -56,7 +56,7 @@ func parseSocket(line string) (socket, bool) {
 
 // excludes reports whether nobody else can listen at an address.
 func (s socket) excludes(want netip.AddrPort) bool {
-	return s.at.Port() == want.Port() && (s.at.Addr() == want.Addr().Unmap() || s.at.Addr().IsUnspecified())
+	return s.at.Port() == want.Port() && (s.at.Addr() == want.Addr().Unmap() || s.at.Addr().IsUnspecified() || want.Addr().Unmap().IsUnspecified())
 }
 
 func (s socket) holder() string {

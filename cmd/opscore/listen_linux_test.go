@@ -38,12 +38,13 @@ func TestAPortInUseNamesItsHolder(t *testing.T) {
 	t.Parallel()
 	for held, wanted := range map[string]string{
 		"127.0.0.1:0": "127.0.0.1:%d",
-		"0.0.0.0:0":   ":%d",
+		"0.0.0.0:0":   "127.0.0.1:%d",
 		"[::1]:0":     "[::1]:%d",
 		"[::]:0":      "localhost:%d",
+		"127.0.0.2:0": "0.0.0.0:%d",
 	} {
 		port, pid := hold(t, held)
-		l, err := listen(fmt.Sprintf(wanted, port))
+		l, err := listen(t.Context(), fmt.Sprintf(wanted, port))
 		if err == nil {
 			l.Close()
 		}

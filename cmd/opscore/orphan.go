@@ -164,12 +164,8 @@ exact bytes of the body, in base64.`,
 }
 
 func (s *session) showOrphan(o opscore.Orphan) error {
-	var b strings.Builder
-	field := func(name, value string) {
-		if value != "" {
-			fmt.Fprintf(&b, "%-12s %s\n", name, safe(value))
-		}
-	}
+	var b sheet
+	field := b.field
 	field("orphan", o.ID.String())
 	if o.Message != o.ID {
 		field("message", o.Message.String()+", which came with another body before")

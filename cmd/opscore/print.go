@@ -124,6 +124,16 @@ func (a *app) table(header []string, rows [][]string) error {
 	return a.print(lines.String())
 }
 
+// sheet is what is known of one thing, a line for each.
+type sheet struct{ strings.Builder }
+
+// field leaves out what is not known.
+func (s *sheet) field(name, value string) {
+	if value != "" && value != "-" {
+		fmt.Fprintf(s, "%-12s %s\n", name, safe(value))
+	}
+}
+
 // clock shows a moment in local time, without the date if it is today's.
 func clock(t time.Time) string {
 	if t.IsZero() {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 	"unicode/utf8"
 
 	"github.com/opscore/opscore"
@@ -18,7 +17,6 @@ import (
 type readyFileWriter struct {
 	path             string // "" for none
 	database, schema string // as the flags take them, without secrets
-	failed           error
 }
 
 // readyDoc is what the file holds.
@@ -56,7 +54,7 @@ func (r *readyFileWriter) doc(info opscore.WorkerInfo) ([]byte, error) {
 	if !utf8.ValidString(r.database) {
 		return nil, fmt.Errorf("JSON cannot hold the name of the database %q: it is not UTF-8", r.database)
 	}
-	info.Live, info.StartedAt, info.LastBeat = true, time.Now().UTC(), time.Now().UTC()
+	info.Live = true
 	ready := readyDoc{WorkerInfo: info, Database: r.database}
 	if r.schema != postgres.DefaultSchema {
 		ready.Schema = r.schema

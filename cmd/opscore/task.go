@@ -188,12 +188,8 @@ and how it ended.`,
 }
 
 func (s *session) showTask(t opscore.Task, attempts []opscore.Attempt) error {
-	var b strings.Builder
-	field := func(name, value string) {
-		if value != "" && value != "-" {
-			fmt.Fprintf(&b, "%-12s %s\n", name, safe(value))
-		}
-	}
+	var b sheet
+	field := b.field
 	field("task", t.ID.String())
 	field("actor", t.Actor)
 	field("queue", t.Queue)

@@ -1,14 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"log/slog"
 	"slices"
-	"strings"
-	"time"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -26,9 +22,13 @@ tasks in the database themselves. A RabbitMQ that refuses the user, the virtual 
 With --dramatiq, it takes over messages of Python's Dramatiq from the same RabbitMQ: each becomes a task of its actor, with its options. With --strict
 a message must belong to a task that was stored before. What becomes no task is an orphan: see opscore orphan.
 
-SIGTERM or Ctrl-C makes it stop taking tasks, let the running ones finish (--drain), interrupt what is left (--grace)
-and exit; a second signal skips the wait. What did not finish goes back to the queue and costs no attempt.
-Exit status 70 means that something ignored its interruption.
+SIGTERM, Ctrl-C or the end of its terminal make it stop taking tasks, let the running ones finish (--drain), interrupt what is left
+(--grace) and exit; a second signal skips the wait. "opscore worker stop" does the same from any machine. What did not finish goes
+back to the queue and costs no attempt. Exit status 70 means that something ignored its interruption.
+
+It is ready when its store answers and it is subscribed to its queues, or pulls from them: it logs "worker ready", writes the ready
+file, tells systemd (Type=notify), and answers 200 at /readyz of --listen. "opscore worker wait" waits for it. What keeps it from
+being ready is logged every 10 seconds; "opscore worker list" and "opscore worker show" tell it as well.
 
 The log goes to stderr, or to --log-file, and never holds up a task: what cannot be written is dropped, and counted in the log.
 
@@ -67,7 +67,7 @@ func (a *app) workerCommand() *cobra.Command {
 	}
 	addWorkerFlags(c.Flags())
 	o.addReadyFile(c.Flags())
-	c.AddCommand(a.workerListCommand())
+	c.AddCommand(a.workerListCommand(), a.workerShowCommand(), a.workerStopCommand(), a.workerWaitCommand())
 	return c
 }
 
@@ -143,17 +143,24 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 		defer func() { err = errors.Join(err, remove()) }()
 	}
 	conf.announce(log)
+	ready := &readyFileWriter{path: o.readyFile, schema: conf.schema}
+	if err := ready.remove(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ready.remove()) }()
+	tell := newHerald(conf.token, log, ready)
+	watching, watched := context.WithCancel(context.WithoutCancel(ctx))
+	var watch sync.WaitGroup
+	watch.Go(func() { tell.watch(watching, conf.listen) })
+	defer watch.Wait()
+	defer watched()
 	s, err := a.open(cmd, conf, created)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }()
-	ready := &readyFileWriter{path: o.readyFile, database: s.place.String(), schema: conf.schema}
-	if err := ready.remove(); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, ready.remove()) }()
-	err = s.employ(ctx, hurry, handlers, log, ready)
+	ready.database = s.place.String()
+	err = s.employ(ctx, hurry, handlers, tell)
 	if ctx.Err() != nil && errors.As(err, new(interruptedError)) {
 		return nil // stopped before it was ready
 	}
@@ -177,7 +184,8 @@ func (c *config) handlers(extend func(*config, opscore.Handlers)) (opscore.Handl
 }
 
 // employ runs worker and keeper as one: the keeper ends after the worker, whose tasks it may have to look after.
-func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.Handlers, log *slog.Logger, ready *readyFileWriter) error {
+func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.Handlers, tell *herald) error {
+	log := tell.log
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	dispatch, err := s.dispatch(ctx, h, log)
@@ -185,13 +193,13 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 		return err
 	}
 	defer dispatch.close()
+	var failed error // to tell that it is ready
 	worker := &opscore.Worker{
 		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.workQueues(h), Slots: s.conf.slots, Drain: s.conf.drain, Grace: s.conf.grace,
-		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(),
+		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(), Lease: s.conf.lease, OnEvent: tell.observe,
 		OnReady: func(info opscore.WorkerInfo) {
-			if err := ready.write(info); err != nil {
-				ready.failed = err
-				cancel(err)
+			if failed = tell.ready(info); failed != nil {
+				cancel(failed)
 				return
 			}
 			if s.cmd.Name() == "dev" {
@@ -204,6 +212,7 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	go func() {
 		kept <- (&opscore.Keeper{Store: s.store, Retention: s.conf.retention, Publisher: dispatch.publisher, Log: log}).Run(keeping)
 	}()
+	tell.worker.Store(worker)
 	stop := context.AfterFunc(ctx, func() {
 		if interrupted, ok := errors.AsType[interruptedError](context.Cause(ctx)); ok {
 			log.Info("stopping", "why", interrupted.text, "drain", s.conf.drain, "hint", "a second signal skips the wait")
@@ -212,60 +221,5 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	defer stop()
 	err = worker.Run(ctx)
 	stopKeeper()
-	return errors.Join(err, ready.failed, <-kept)
-}
-
-func (a *app) workerListCommand() *cobra.Command {
-	var all bool
-	c := &cobra.Command{
-		Use:   "list",
-		Short: "List the workers of the database",
-		Long: `List shows the workers that are registered: where they run, what they listen to and when they were last heard.
-With --all it also shows those that went away within the last day, and why.`,
-		Example: `  opscore worker list
-  opscore worker list --all --json`,
-		Args: arguments(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.with(cmd, existing, func(ctx context.Context, s *session) error { return s.listWorkers(ctx, all) })
-		},
-	}
-	c.Flags().BoolVar(&all, "all", false, "also those that are gone, for a day")
-	return c
-}
-
-func (s *session) listWorkers(ctx context.Context, all bool) error {
-	goneFor := time.Duration(0)
-	if all {
-		goneFor = 24 * time.Hour
-	}
-	registered, err := s.store.Workers(ctx, goneFor)
-	if err != nil {
-		return err
-	}
-	workers := append([]opscore.WorkerInfo{}, registered...) // in JSON an empty list, not null
-	if s.json {
-		return s.printJSON(workers)
-	}
-	if len(workers) == 0 {
-		s.say("no worker is registered; start one: opscore worker, or opscore dev to try things out")
-		return nil
-	}
-	rows := make([][]string, len(workers))
-	for i, w := range workers {
-		rows[i] = []string{
-			w.ID.String(), w.Host, fmt.Sprint(w.PID), workerState(w), fmt.Sprint(w.Slots), strings.Join(w.Queues, ","),
-			strings.Join(w.Actors, ","), w.Build, age(w.LastBeat),
-		}
-	}
-	return s.table([]string{"ID", "HOST", "PID", "STATE", "SLOTS", "QUEUES", "ACTORS", "BUILD", "HEARD"}, rows)
-}
-
-func workerState(w opscore.WorkerInfo) string {
-	switch {
-	case w.State == opscore.WorkerGone:
-		return "gone " + age(w.GoneAt) + ": " + cmp.Or(w.Cause, "no cause recorded")
-	case !w.Live:
-		return string(w.State) + ", silent"
-	}
-	return string(w.State)
+	return errors.Join(err, failed, <-kept)
 }

@@ -1,0 +1,347 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/internal/nodes"
+	"github.com/opscore/opscore/postgres"
+)
+
+// How much the tests of restarts and pauses do; make restarts does it all.
+var (
+	restarts = flag.Int("restarts", 8, "rolling restarts under load")
+	zombies  = flag.Int("zombies", 6, "workers that are stopped for longer than their lease, and go on")
+)
+
+// fleet is a deployment of real processes that run one command actor. Each run of a task writes a line into the journal: the task, and the
+// worker that ran it.
+type fleet struct {
+	*testing.T
+	dir, journal string
+	env          []string
+	store        store
+	client       *opscore.Client
+}
+
+// The actor notes its run when it starts; the result names the worker's process.
+const fleetConfig = `actors:
+  work:
+    command: [sh, -c, 'read s; echo "$OPSCORE_TASK_ID $PPID" >>journal; sleep "$s"; echo $PPID']
+`
+
+func newFleet(t *testing.T, tier string) *fleet {
+	t.Helper()
+	dir := t.TempDir()
+	f := &fleet{T: t, dir: dir, journal: filepath.Join(dir, "journal")}
+	if err := os.WriteFile(filepath.Join(dir, "opscore.yaml"), []byte(fleetConfig), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	at := "OPSCORE_DATABASE_URL=" + filepath.Join(dir, "opscore.db")
+	if tier == "cluster" {
+		at = "OPSCORE_DATABASE_URL=" + nodes.Database(t, "opscore", func(url string) error {
+			return postgres.Migrate(t.Context(), url, postgres.Options{})
+		})
+		f.env = append(f.env, "OPSCORE_BROKER_URL="+nodes.Vhost(t))
+	}
+	f.env = append(f.env, at)
+	f.store = openFleet(t, strings.TrimPrefix(at, "OPSCORE_DATABASE_URL="))
+	f.client = &opscore.Client{Store: f.store}
+	return f
+}
+
+func openFleet(t *testing.T, url string) store {
+	t.Helper()
+	place, _, err := (&config{database: url, schema: postgres.DefaultSchema}).place()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := place.open(t.Context(), created)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// member is a worker of the fleet.
+type member struct {
+	*fleet
+	cmd  *exec.Cmd
+	said said
+	info opscore.WorkerInfo
+}
+
+// hire starts a worker and returns when it is ready.
+func (f *fleet) hire(args ...string) *member {
+	f.Helper()
+	log, stderr := newSaid(f.T)
+	ready := filepath.Join(f.TempDir(), "ready")
+	m := &member{fleet: f, said: log, cmd: opscoreCommand(f.T, append([]string{"worker", "--ready-file", ready}, args...)...)}
+	m.cmd.Dir, m.cmd.Stderr = f.dir, stderr
+	m.cmd.Env = append(m.cmd.Env, f.env...)
+	if err := m.cmd.Start(); err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = m.cmd.Process.Kill() }) // what is left after a failure
+	eventuallyTrue(f.T, "a ready worker", func() bool {
+		doc, err := os.ReadFile(ready)
+		return err == nil && json.Unmarshal(doc, &m.info) == nil
+	})
+	return m
+}
+
+func (m *member) signal(s syscall.Signal) {
+	m.Helper()
+	if err := m.cmd.Process.Signal(s); err != nil {
+		m.Fatal(err)
+	}
+}
+
+// retire stops a worker, which must end well.
+func (m *member) retire() {
+	m.Helper()
+	m.signal(syscall.SIGTERM)
+	if err := m.cmd.Wait(); err != nil {
+		m.Errorf("worker: %v", err)
+	}
+	m.said.find(m.T, `worker drained`)
+}
+
+// flood submits tasks, some of which take a moment, until it is stopped, and returns their ids.
+func (f *fleet) flood() (stop func() []opscore.ID) {
+	ctx, cancel := context.WithCancel(f.Context())
+	var ids []opscore.ID
+	var flooding sync.WaitGroup
+	flooding.Go(func() {
+		tick := time.NewTicker(40 * time.Millisecond)
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			subs, err := f.client.Submit(f.Context(), opscore.NewRequest("work", json.RawMessage(fmt.Sprintf("0.%d", i%7))))
+			if err != nil {
+				f.Errorf("submit: %v", err)
+				return
+			}
+			ids = append(ids, subs[0].ID)
+		}
+	})
+	return func() []opscore.ID {
+		cancel()
+		flooding.Wait()
+		return ids
+	}
+}
+
+// completed waits until the tasks are completed and returns them.
+func (f *fleet) completed(ids []opscore.ID) []opscore.Task {
+	f.Helper()
+	var tasks []opscore.Task
+	eventuallyTrue(f.T, "the end of all tasks", func() bool {
+		var err error
+		if tasks, err = f.store.Get(f.Context(), ids); err != nil {
+			f.Fatal(err)
+		}
+		for _, t := range tasks {
+			if !t.State.Terminal() {
+				return false
+			}
+		}
+		return len(tasks) == len(ids)
+	})
+	for _, t := range tasks {
+		if t.State != opscore.Completed {
+			f.Errorf("task %s is %s: %s", t.ID, t.State, t.Error)
+		}
+	}
+	return tasks
+}
+
+// runs counts the starts of each task.
+func (f *fleet) runs() map[string]int {
+	f.Helper()
+	doc, err := os.ReadFile(f.journal)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		f.Fatal(err)
+	}
+	n := map[string]int{}
+	for line := range strings.Lines(string(doc)) {
+		id, _, _ := strings.Cut(line, " ")
+		n[id]++
+	}
+	return n
+}
+
+func tiers(t *testing.T, test func(t *testing.T, tier string)) {
+	for _, tier := range []string{"embedded", "cluster"} {
+		t.Run(tier, func(t *testing.T) {
+			t.Parallel()
+			test(t, tier)
+		})
+	}
+}
+
+func TestRollingRestartsUnderLoadLoseNothingAndRepeatNothing(t *testing.T) {
+	t.Parallel()
+	tiers(t, func(t *testing.T, tier string) {
+		f := newFleet(t, tier)
+		serving := []*member{f.hire(), f.hire()}
+		stop := f.flood()
+		for range *restarts {
+			serving = append(serving, f.hire())
+			serving[0].retire()
+			serving = serving[1:]
+		}
+		tasks := f.completed(stop())
+		for _, m := range serving {
+			m.retire()
+		}
+		runs := f.runs()
+		for _, task := range tasks {
+			if n := runs[task.ID.String()]; n != 1 || task.Attempt != 1 || task.Lost != 0 {
+				t.Errorf("task %s started %d times, attempt %d, lost %d", task.ID, n, task.Attempt, task.Lost)
+			}
+		}
+		t.Logf("%d restarts, %d tasks", *restarts, len(tasks))
+		if len(tasks) < *restarts {
+			t.Errorf("only %d tasks: there was no load", len(tasks))
+		}
+	})
+}
+
+func TestAWorkerThatWasStoppedForLongerThanItsLeaseChangesNoOutcome(t *testing.T) {
+	t.Parallel()
+	tiers(t, func(t *testing.T, tier string) {
+		f := newFleet(t, tier)
+		keeper := f.hire("--queues", "none") // somebody has to take back what zombies had
+		const atOnce = 8
+		var living sync.WaitGroup
+		late, turns := make(chan bool, *zombies), make(chan struct{}, atOnce)
+		for i := range *zombies {
+			turns <- struct{}{}
+			living.Go(func() {
+				late <- f.revive(fmt.Sprintf("z%d", i))
+				<-turns
+			})
+		}
+		living.Wait()
+		keeper.retire()
+		close(late)
+		told := 0
+		for l := range late {
+			if l {
+				told++
+			}
+		}
+		t.Logf("%d zombies, of which %d told of an outcome when it was too late", *zombies, told)
+		if told < *zombies/2 {
+			t.Error("they were no zombies")
+		}
+	})
+}
+
+// revive stops a worker in the middle of a task, lets another one run the task, and lets the first go on at some moment. It reports whether
+// the first told of an outcome then.
+func (f *fleet) revive(queue string) (late bool) {
+	zombie := f.hire("--queues", queue, "--lease", "1s")
+	subs, err := f.client.Submit(f.Context(), opscore.NewRequest("work", json.RawMessage("1.5"), opscore.Queue(queue), opscore.Timeout(time.Minute)))
+	if err != nil {
+		f.Error(err)
+		return false
+	}
+	id := subs[0].ID
+	f.await(id, func(t opscore.Task) bool { return t.State == opscore.Running })
+	zombie.freeze(id)
+	other := f.hire("--queues", queue)
+	moments := []opscore.State{opscore.Pending, opscore.Running, opscore.Completed}
+	moment := moments[int(id[15])%len(moments)]
+	f.await(id, func(t opscore.Task) bool { return t.State == moment || t.State.Terminal() })
+	zombie.signal(syscall.SIGCONT)
+	task := f.await(id, func(t opscore.Task) bool { return t.State.Terminal() })
+	zombie.retire() // then it has told all that it had to tell
+	other.retire()
+	if by := f.process(task.Worker); task.State != opscore.Completed || string(task.Result) != by || task.Worker == zombie.info.ID || task.Lost != 1 {
+		f.Errorf("task %s is %s with result %s, lost %d; it was recorded by worker %s, process %s; the zombie was %s, process %d",
+			id, task.State, task.Result, task.Lost, task.Worker, by, zombie.info.ID, zombie.info.PID)
+	}
+	attempts, err := f.store.Attempts(f.Context(), id)
+	if err != nil {
+		f.Error(err)
+	}
+	for _, a := range attempts {
+		late = late || a.Late
+	}
+	return late
+}
+
+// process returns the id of a worker's process. One that has lost its lease goes on as another worker.
+func (f *fleet) process(worker opscore.ID) string {
+	f.Helper()
+	workers, err := f.store.Workers(f.Context(), opscore.Forever)
+	if err != nil {
+		f.Error(err)
+	}
+	for _, w := range workers {
+		if w.ID == worker {
+			return fmt.Sprint(w.PID)
+		}
+	}
+	return "none"
+}
+
+// freeze stops the worker until it has lost the task. One that is stopped in the middle of a write to a SQLite file keeps everybody from
+// writing: it must go on, and is stopped anew.
+func (m *member) freeze(id opscore.ID) {
+	m.Helper()
+	m.signal(syscall.SIGSTOP)
+	m.await(id, func(t opscore.Task) bool {
+		if !m.writable() {
+			m.Log("a worker was stopped while it had the write lock")
+			m.signal(syscall.SIGCONT)
+			<-time.After(50 * time.Millisecond)
+			m.signal(syscall.SIGSTOP)
+		}
+		return t.Lost > 0
+	})
+}
+
+// writable reports whether others can write.
+func (f *fleet) writable() bool {
+	ctx, cancel := context.WithTimeout(f.Context(), time.Second)
+	defer cancel()
+	return f.store.Resume(ctx, []string{"none"}) == nil
+}
+
+// await waits until a task is as it should be, and returns it.
+func (f *fleet) await(id opscore.ID, done func(opscore.Task) bool) (task opscore.Task) {
+	f.Helper()
+	eventuallyTrue(f.T, "task "+id.String(), func() bool {
+		tasks, err := f.store.Get(f.Context(), []opscore.ID{id})
+		if err != nil || len(tasks) != 1 {
+			f.Fatal(err)
+		}
+		task = tasks[0]
+		return done(task)
+	})
+	return task
+}
