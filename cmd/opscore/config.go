@@ -83,7 +83,12 @@ func (s setting) flag() string {
 }
 
 func settings() []setting {
-	return append([]setting{
+	return slices.Concat(placeSettings(), workSettings(), logSettings(), probeSettings(), dramatiqSettings())
+}
+
+// placeSettings say where the tasks are.
+func placeSettings() []setting {
+	return []setting{
 		{
 			key: "database", env: "OPSCORE_DATABASE_URL",
 			usage: "keep the tasks in `FILE`, or at a postgres:// URL (default $XDG_STATE_HOME/opscore/opscore.db, else ~/.local/state/opscore/opscore.db)",
@@ -142,6 +147,12 @@ func settings() []setting {
 				return nil
 			},
 		},
+	}
+}
+
+// workSettings say what a worker does.
+func workSettings() []setting {
+	return []setting{
 		{
 			key: "queues", env: "OPSCORE_QUEUES", list: true,
 			usage: "listen to these `QUEUES`, separated by commas (default: the queues of the actors)",
@@ -210,7 +221,7 @@ func settings() []setting {
 				return err
 			},
 		},
-	}, slices.Concat(logSettings(), probeSettings(), dramatiqSettings())...)
+	}
 }
 
 // toggleValue is that of a flag which needs no value, shown as such.
