@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -31,7 +32,6 @@ func streamKind(f *os.File) string {
 	if err != nil {
 		return "closed"
 	}
-	null, err := os.Stat(os.DevNull)
 	switch mode := info.Mode(); {
 	case mode.IsRegular():
 		return "file"
@@ -39,12 +39,23 @@ func streamKind(f *os.File) string {
 		return "pipe"
 	case mode&os.ModeSocket != 0:
 		return "socket"
-	case err == nil && os.SameFile(info, null):
+	case isNull(info):
 		return "null"
 	case mode&os.ModeCharDevice != 0:
 		return "tty"
 	}
 	return "other"
+}
+
+// isNull compares the device, not the file: a container has a null device of its own.
+func isNull(info os.FileInfo) bool {
+	null, err := os.Stat(os.DevNull)
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	is, ok := info.Sys().(*syscall.Stat_t)
+	want, known := null.Sys().(*syscall.Stat_t)
+	return ok && known && is.Rdev == want.Rdev
 }
 
 // Bounds of what is shown of a command line.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"runtime"
 	"runtime/debug"
@@ -176,8 +177,10 @@ func (a *app) configCommand() *cobra.Command {
 	show := &cobra.Command{
 		Use:   "show",
 		Short: "Show every setting, where it comes from and what it overrides",
-		Long: `Show prints each setting with its value and origin. Flags win over the environment, the environment over
-opscore.yaml (in the current directory, or --config FILE, or OPSCORE_CONFIG), and that over the defaults.`,
+		Long: `Show prints each setting with its value, its origin and the values it overrides. Flags win over the environment, the environment over
+the file of --env-file, that over opscore.yaml (in the current directory, or --config FILE, or OPSCORE_CONFIG), and that over the defaults.
+DATABASE_URL and RABBITMQ_URL are fallbacks: they count only if nothing of that gives a database or a broker, the first one only with a postgres:// URL,
+the second one only together with such a database. What has no effect is said as well.`,
 		Example: `  opscore config show
   OPSCORE_SLOTS=8 opscore config show --json`,
 		Args: arguments(0, 0),
@@ -185,6 +188,9 @@ opscore.yaml (in the current directory, or --config FILE, or OPSCORE_CONFIG), an
 			conf, err := a.loadConfig(cmd)
 			if err != nil {
 				return err
+			}
+			for _, r := range conf.remarks {
+				a.say("opscore: %s", r)
 			}
 			return a.showConfig(conf)
 		},
@@ -233,7 +239,7 @@ type shownRetry struct {
 func (a *app) showConfig(c *config) error {
 	shown, keep := c.shownSettings(), c.shownRetention()
 	if a.json {
-		return a.printJSON(map[string]any{"file": c.file, "settings": shown, "retention": keep, "actors": c.shownActors()})
+		return a.printJSON(map[string]any{"file": c.file, "settings": shown, "remarks": append([]string{}, c.remarks...), "retention": keep, "actors": c.shownActors()})
 	}
 	rows := make([][]string, 0, len(shown)+len(keep))
 	for _, s := range append(shown, keep...) {
@@ -261,59 +267,81 @@ func (a *app) showConfig(c *config) error {
 }
 
 func (c *config) shownSettings() []shownSetting {
-	var all []shownSetting
+	var files []shownValue
+	for _, f := range c.files {
+		files = append(files, shownValue{f.raw[0], f.origin})
+	}
+	all := []shownSetting{newShownSetting("config", append(files, shownValue{"none", "default"}))}
 	for _, v := range c.values {
-		s := shownSetting{Key: v.key, shownValue: shownValue{"", "default"}}
-		for i, cand := range v.candidates {
-			one := shownValue{v.shown(cand.raw), cand.origin}
-			if i == 0 {
-				s.shownValue = one
-			} else {
-				s.Overrides = append(s.Overrides, one)
-			}
+		var values []shownValue
+		for _, cand := range v.candidates {
+			values = append(values, shownValue{v.shown(cand.raw), cand.origin})
 		}
-		switch {
-		case v.key == "database" && len(v.candidates) == 0:
-			path, err := defaultDatabase()
-			if s.Value = path; err != nil {
-				s.Value = "unknown: " + err.Error()
-			}
-		case v.key == "broker" && len(v.candidates) == 0:
-			s.Value = "none"
-		case v.key == "queues" && len(v.candidates) == 0:
-			s.Value = "those of the actors"
+		if text, err := v.shownDefault(); v.def == "" && (err == nil || len(values) == 0) {
+			values = append(values, shownValue{text, "default"})
 		}
-		all = append(all, s)
+		all = append(all, newShownSetting(v.key, values))
+	}
+	return append(all, c.shownDramatiq()...)
+}
+
+// newShownSetting makes one of its values, of which there is at least one: the first one counts.
+func newShownSetting(key string, values []shownValue) shownSetting {
+	return shownSetting{Key: key, shownValue: values[0], Overrides: values[1:]}
+}
+
+// shownDefault says what holds if nothing is given for a setting whose default is no value.
+func (s setting) shownDefault() (text string, err error) {
+	switch s.key {
+	case "database":
+		if text, err = defaultDatabase(); err != nil {
+			text = "unknown: " + err.Error()
+		}
+		return text, err
+	case "queues":
+		return "those of the actors", nil
+	case "log_file":
+		return "stderr", nil
+	}
+	return "none", nil
+}
+
+// shownDramatiq are the keys of the object dramatiq that are no settings of one value.
+func (c *config) shownDramatiq() (all []shownSetting) {
+	origin := "file " + c.file
+	for _, q := range slices.Sorted(maps.Keys(c.dramatiq.allowed)) {
+		all = append(all, shownSetting{Key: "dramatiq.queues." + q, shownValue: shownValue{strings.Join(c.dramatiq.allowed[q], ","), origin}})
+	}
+	for _, a := range slices.Sorted(maps.Keys(c.dramatiq.actors)) {
+		all = append(all, shownSetting{Key: "dramatiq.actors." + a, shownValue: shownValue{c.dramatiq.actors[a], origin}})
 	}
 	return all
 }
 
-func (c *config) shownRetention() []shownSetting {
-	var all []shownSetting
-	add := func(where, queue string, own opscore.Keep) {
-		given := map[opscore.State]time.Duration{
-			opscore.Completed: own.Completed, opscore.Failed: own.Failed, opscore.Cancelled: own.Cancelled,
-		}
-		for _, state := range []opscore.State{opscore.Completed, opscore.Failed, opscore.Cancelled} {
-			v := shownValue{period(c.retention.For(queue, state)), "default"}
-			if given[state] != 0 {
-				v.Origin = "file " + c.file
-			} else if queue != "" {
-				continue
+func (c *config) shownRetention() (all []shownSetting) {
+	for _, state := range []opscore.State{opscore.Completed, opscore.Failed, opscore.Cancelled} {
+		usual := shownValue{period((opscore.Retention{}).For("", state)), "default"}
+		all = append(all, c.shownKeep("retention.default."+string(state), c.retention.Default, state, usual))
+	}
+	for _, q := range slices.Sorted(maps.Keys(c.retention.Queues)) {
+		for i, state := range []opscore.State{opscore.Completed, opscore.Failed, opscore.Cancelled} {
+			usual := shownValue{all[i].Value, all[i].Key}
+			s := c.shownKeep("retention.queues."+q+"."+string(state), c.retention.Queues[q], state, usual)
+			if len(s.Overrides) > 0 {
+				all = append(all, s)
 			}
-			all = append(all, shownSetting{Key: "retention." + where + "." + string(state), shownValue: v})
 		}
-	}
-	add("default", "", c.retention.Default)
-	var queues []string
-	for q := range c.retention.Queues {
-		queues = append(queues, q)
-	}
-	slices.Sort(queues)
-	for _, q := range queues {
-		add("queues."+q, q, c.retention.Queues[q])
 	}
 	return all
+}
+
+// shownKeep is how long the tasks in a state are kept, if not as long as usual.
+func (c *config) shownKeep(key string, own opscore.Keep, state opscore.State, usual shownValue) shownSetting {
+	given := map[opscore.State]time.Duration{opscore.Completed: own.Completed, opscore.Failed: own.Failed, opscore.Cancelled: own.Cancelled}[state]
+	if given == 0 {
+		return shownSetting{Key: key, shownValue: usual}
+	}
+	return shownSetting{Key: key, shownValue: shownValue{period(given), "file " + c.file}, Overrides: []shownValue{usual}}
 }
 
 func period(d time.Duration) string {

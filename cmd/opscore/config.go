@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/agnivade/levenshtein"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -22,11 +21,12 @@ import (
 
 // config is what this invocation works with.
 type config struct {
-	file      string // absolute path of the file that was read; "" if there is none
-	database  string // as it was given; "" means the default file
-	schema    string // of a PostgreSQL database
-	broker    string // "" for none
-	classic   bool   // the broker's queues that are made
+	file      string      // absolute path of the file that was read; "" if there is none
+	files     []candidate // for the file that is read: the first one wins
+	database  string      // as it was given; "" means the default file
+	schema    string      // of a PostgreSQL database
+	broker    string      // "" for none
+	classic   bool        // the broker's queues that are made
 	queues    []string
 	slots     int
 	drain     time.Duration
@@ -35,11 +35,16 @@ type config struct {
 	listen    string // "" for nowhere
 	token     string
 	logFormat string
+	logFile   string // "" for stderr
+	verbose   bool
 	retention opscore.Retention
 	orphans   int // that are kept
 	actors    []commandActor
 	dramatiq  dramatiqConfig
-	values    []value // every setting with where it came from
+	values    []value  // every setting with where it came from
+	warnings  []string // said by every command
+	remarks   []string // said by a worker at its start, and by config show: what has no effect
+	noBroker  string   // why the fallback is not used
 }
 
 // setting is one row of the table that declares every setting.
@@ -51,8 +56,12 @@ type setting struct {
 	usage string
 	// name is the flag's, where it is not made of the key; a toggle's flag needs no value.
 	name   string
+	short  string // a letter
 	toggle bool
 	parse  func(c *config, raw []string) error
+	// fallback is a variable that many programs use; it counts if nothing else gives a value, and unfit has nothing against it.
+	fallback string
+	unfit    func(c *config, text string) (why string)
 	// redact leaves of a value what cannot be secret; nil means redactDatabase.
 	redact func(string) string
 }
@@ -74,7 +83,12 @@ func (s setting) flag() string {
 }
 
 func settings() []setting {
-	return append([]setting{
+	return slices.Concat(placeSettings(), workSettings(), logSettings(), probeSettings(), dramatiqSettings())
+}
+
+// placeSettings say where the tasks are.
+func placeSettings() []setting {
+	return []setting{
 		{
 			key: "database", env: "OPSCORE_DATABASE_URL",
 			usage: "keep the tasks in `FILE`, or at a postgres:// URL (default $XDG_STATE_HOME/opscore/opscore.db, else ~/.local/state/opscore/opscore.db)",
@@ -84,6 +98,13 @@ func settings() []setting {
 				}
 				c.database = raw[0]
 				return nil
+			},
+			fallback: "DATABASE_URL",
+			unfit: func(_ *config, text string) string {
+				if !isPostgres(text) {
+					return "it is no postgres:// URL; to use another database set OPSCORE_DATABASE_URL"
+				}
+				return ""
 			},
 		},
 		{
@@ -104,6 +125,16 @@ func settings() []setting {
 				c.broker = raw[0]
 				return rabbitmq.ValidURL(c.broker)
 			},
+			fallback: "RABBITMQ_URL",
+			unfit: func(c *config, text string) string {
+				if !isPostgres(c.database) {
+					return brokerNeeds
+				}
+				if err := rabbitmq.ValidURL(text); err != nil {
+					return err.Error()
+				}
+				return ""
+			},
 		},
 		{
 			key: "broker_queue_type", env: "OPSCORE_BROKER_QUEUE_TYPE", def: "quorum",
@@ -116,6 +147,12 @@ func settings() []setting {
 				return nil
 			},
 		},
+	}
+}
+
+// workSettings say what a worker does.
+func workSettings() []setting {
+	return []setting{
 		{
 			key: "queues", env: "OPSCORE_QUEUES", list: true,
 			usage: "listen to these `QUEUES`, separated by commas (default: the queues of the actors)",
@@ -184,17 +221,7 @@ func settings() []setting {
 				return err
 			},
 		},
-		{
-			key: "log_format", env: "OPSCORE_LOG_FORMAT", def: "text",
-			usage: "log of workers as `text|json` (default text)",
-			parse: func(c *config, raw []string) error {
-				if c.logFormat = raw[0]; c.logFormat != "text" && c.logFormat != "json" {
-					return fmt.Errorf("accepted: text, json%s", didYouMean(c.logFormat, []string{"text", "json"}))
-				}
-				return nil
-			},
-		},
-	}, append(probeSettings(), dramatiqSettings()...)...)
+	}
 }
 
 // toggleValue is that of a flag which needs no value, shown as such.
@@ -206,7 +233,7 @@ func (toggleValue) Type() string { return "bool" }
 func addSettingFlags(flags *pflag.FlagSet, keys ...string) {
 	for _, s := range settings() {
 		if slices.Contains(keys, s.key) {
-			flags.String(s.flag(), "", s.usage)
+			flags.StringP(s.flag(), s.short, "", s.usage)
 			if s.toggle {
 				f := flags.Lookup(s.flag())
 				f.NoOptDefVal, f.Value = "true", toggleValue{f.Value}
@@ -217,14 +244,17 @@ func addSettingFlags(flags *pflag.FlagSet, keys ...string) {
 
 // addWorkerFlags adds those of the commands that run a worker.
 func addWorkerFlags(flags *pflag.FlagSet) {
-	addSettingFlags(flags, "broker", "broker_queue_type", "queues", "slots", "drain", "grace", "lease", "listen", "orphans.keep", "orphans.max",
+	addSettingFlags(flags, "broker", "broker_queue_type", "queues", "slots", "drain", "grace", "lease", "listen", "orphans.keep", "orphans.max", "log_file", "verbose",
 		"dramatiq.queues", "dramatiq.strict", "dramatiq.send", "dramatiq.max_priority", "dramatiq.dead_letter_ttl")
 }
 
+const brokerNeeds = "only tasks in a postgres:// database can be dispatched through RabbitMQ"
+
 // candidate is one place that gives a setting a value.
 type candidate struct {
-	raw    []string
-	origin string
+	raw      []string
+	origin   string
+	fallback bool
 }
 
 // value is a setting with the candidates for its value: the first one wins.
@@ -233,45 +263,131 @@ type value struct {
 	candidates []candidate
 }
 
-// loadConfig gathers every setting: flags over environment over file over defaults.
+// loadConfig gathers every setting, and says what is odd.
 func (a *app) loadConfig(cmd *cobra.Command) (*config, error) {
-	if err := a.checkEnvironment(os.Environ()); err != nil {
-		return nil, err
-	}
 	c := &config{}
-	fromFile, err := a.readFile(cmd, c)
+	err := c.gather(cmd)
+	for _, w := range c.warnings {
+		a.say("opscore: warning: %s", w)
+	}
+	return c, err
+}
+
+// gather takes flags over the environment over --env-file over opscore.yaml over fallbacks over defaults.
+func (c *config) gather(cmd *cobra.Command) error {
+	env, err := readEnvironment(cmd)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	foreign, err := env.check()
+	c.warn(foreign)
+	if err != nil {
+		return err
+	}
+	c.warn(env.unreadFile())
+	fromFile, err := c.readFile(cmd, env)
+	if err != nil {
+		return err
 	}
 	for _, s := range settings() {
-		v := value{setting: s}
-		if f := cmd.Flags().Lookup(s.flag()); f != nil && f.Changed {
-			v.candidates = append(v.candidates, candidate{s.split(f.Value.String()), "flag --" + s.flag()})
-		}
-		if text, ok := os.LookupEnv(s.env); ok {
-			v.candidates = append(v.candidates, candidate{s.split(text), "env " + s.env})
-		}
-		if in, ok := fromFile[s.key]; ok {
-			v.candidates = append(v.candidates, in)
-		}
-		if s.def != "" {
-			v.candidates = append(v.candidates, candidate{[]string{s.def}, "default"})
-		}
-		if len(v.candidates) > 0 {
-			first := v.candidates[0]
-			if err := s.parse(c, first.raw); err != nil {
-				return nil, usagef("%s (%s) %q: %s", s.key, first.origin, s.shown(first.raw), err)
-			}
-		}
+		v := value{s, c.candidates(s, cmd, env, fromFile)}
 		c.values = append(c.values, v)
+		if len(v.candidates) == 0 {
+			continue
+		}
+		first := v.candidates[0]
+		if err := s.parse(c, first.raw); err != nil {
+			return usagef("%s (%s) %q: %s", s.key, first.origin, s.shown(first.raw), err)
+		}
 	}
-	return c, nil
+	if names := env.testSwitches(); len(names) > 0 {
+		c.remarks = append(c.remarks, "no effect on opscore: "+strings.Join(names, ", "))
+	}
+	return nil
+}
+
+func (c *config) warn(text string) {
+	if text != "" {
+		c.warnings = append(c.warnings, text)
+	}
+}
+
+// candidates returns what gives the setting a value, the one that counts first.
+func (c *config) candidates(s setting, cmd *cobra.Command, env environment, fromFile map[string]candidate) (all []candidate) {
+	if f := cmd.Flags().Lookup(s.flag()); f != nil && f.Changed {
+		all = append(all, candidate{raw: s.split(f.Value.String()), origin: "flag --" + s.flag()})
+	}
+	for _, v := range env.all(s.env) {
+		all = append(all, candidate{raw: s.split(v.text), origin: v.origin})
+	}
+	if in, ok := fromFile[s.key]; ok {
+		all = append(all, in)
+	}
+	all = append(all, c.fallbacks(s, env, len(all) > 0)...)
+	if s.def != "" {
+		all = append(all, candidate{raw: []string{s.def}, origin: "default"})
+	}
+	return all
+}
+
+// fallbacks returns those for the setting that could count. Of one that cannot it remarks why, unless it is overridden anyway.
+func (c *config) fallbacks(s setting, env environment, overridden bool) (fit []candidate) {
+	if s.fallback == "" {
+		return nil
+	}
+	for _, v := range env.all(s.fallback) {
+		if v.text == "" {
+			continue
+		}
+		if why := s.unfit(c, v.text); why == "" {
+			origin := v.origin
+			if !strings.HasSuffix(origin, s.fallback) {
+				origin += " " + s.fallback
+			}
+			fit = append(fit, candidate{[]string{v.text}, origin + " (fallback)", true})
+		} else if !overridden {
+			c.pass(s, why)
+		}
+	}
+	return fit
+}
+
+// pass remarks that the fallback for a setting is not used.
+func (c *config) pass(s setting, why string) {
+	text := s.fallback + " is not used: " + why
+	c.remarks = append(c.remarks, text)
+	if s.key == "broker" {
+		c.noBroker = " (" + text + ")"
+	}
+}
+
+// fallbacks returns the variables that are not ours and may count all the same.
+func fallbacks() (names []string) {
+	for _, s := range settings() {
+		if s.fallback != "" {
+			names = append(names, s.fallback)
+		}
+	}
+	return names
+}
+
+// value returns a setting with where its value comes from.
+func (c *config) value(key string) *value {
+	return &c.values[slices.IndexFunc(c.values, func(v value) bool { return v.key == key })]
 }
 
 // origin says where the value of a setting comes from.
 func (c *config) origin(key string) string {
-	i := slices.IndexFunc(c.values, func(v value) bool { return v.key == key })
-	return c.values[i].candidates[0].origin
+	if v := c.value(key); len(v.candidates) > 0 {
+		return v.candidates[0].origin
+	}
+	return "default"
+}
+
+// fellBack reports whether the value of a setting is one that was meant for many programs.
+func (c *config) fellBack(key string) bool {
+	v := c.value(key)
+	return len(v.candidates) > 0 && v.candidates[0].fallback
 }
 
 func (s setting) split(text string) []string {
@@ -288,26 +404,29 @@ func (s setting) split(text string) []string {
 	return parts
 }
 
-// readFile reads the configuration file, if there is one, into c and returns the settings it gives.
-func (a *app) readFile(cmd *cobra.Command, c *config) (map[string]candidate, error) {
-	path, origin := "", ""
+const envConfig = "OPSCORE_CONFIG"
+
+// readFile reads the configuration file, if there is one, and returns the settings it gives.
+func (c *config) readFile(cmd *cobra.Command, env environment) (map[string]candidate, error) {
 	if f := cmd.Flags().Lookup("config"); f.Changed {
-		path, origin = f.Value.String(), "flag --config"
-	} else if env, ok := os.LookupEnv("OPSCORE_CONFIG"); ok {
-		path, origin = env, "env OPSCORE_CONFIG"
+		c.files = append(c.files, candidate{raw: []string{f.Value.String()}, origin: "flag --config"})
 	}
-	if origin != "" && path == "" {
-		return nil, usagef("config (%s): it is empty; give a file path or a postgres:// URL", origin)
+	for _, v := range env.all(envConfig) {
+		c.files = append(c.files, candidate{raw: []string{v.text}, origin: v.origin})
 	}
-	if path == "" {
-		const standard = "opscore.yaml"
-		if _, err := os.Lstat(standard); err != nil {
-			if _, err := os.Lstat("opscore.yml"); err == nil {
-				a.say(`opscore: warning: opscore.yml is not read; did you mean "opscore.yaml"?`)
-			}
-			return nil, nil
+	const standard = "opscore.yaml"
+	if _, err := os.Lstat(standard); err == nil {
+		c.files = append(c.files, candidate{raw: []string{standard}, origin: "current directory"})
+	}
+	if len(c.files) == 0 {
+		if _, err := os.Lstat("opscore.yml"); err == nil {
+			c.warn(`opscore.yml is not read; did you mean "opscore.yaml"?`)
 		}
-		path = standard
+		return nil, nil
+	}
+	path := c.files[0].raw[0]
+	if path == "" {
+		return nil, usagef("config (%s): it is empty; give a file path", c.files[0].origin)
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -315,38 +434,6 @@ func (a *app) readFile(cmd *cobra.Command, c *config) (map[string]candidate, err
 	}
 	c.file = abs
 	return decodeFile(c, path)
-}
-
-// checkEnvironment refuses variables that nearly are ours, and names others that look like it.
-func (a *app) checkEnvironment(environ []string) error {
-	var known, similar, foreign []string
-	for _, s := range settings() {
-		known = append(known, s.env)
-		similar = append(similar, "OPSCORE_"+strings.ToUpper(strings.ReplaceAll(s.key, ".", "_")))
-	}
-	known = append(known, "OPSCORE_CONFIG")
-	ours := append(slices.Clone(known), envTaskID, envAttempt, envActor) // the latter are set for commands, by us
-	for _, kv := range environ {
-		name, _, _ := strings.Cut(kv, "=")
-		if upper := strings.ToUpper(name); upper != name && slices.Contains(known, upper) {
-			return usagef("environment variable %s is not known; did you mean %q?", name, upper)
-		}
-		if slices.Contains(ours, name) {
-			continue
-		}
-		for i, k := range known {
-			if levenshtein.ComputeDistance(name, k) <= 2 || i < len(similar) && name == similar[i] {
-				return usagef("environment variable %s is not known; did you mean %q?", name, k)
-			}
-		}
-		if strings.HasPrefix(name, "OPSCORE_") {
-			foreign = append(foreign, name)
-		}
-	}
-	if len(foreign) > 0 {
-		a.say("opscore: warning: not settings of opscore, ignored: %s", strings.Join(foreign, ", "))
-	}
-	return nil
 }
 
 func parseCount(text string) (int, error) {

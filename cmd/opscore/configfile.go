@@ -216,10 +216,10 @@ func (d *decoder) setting(s setting, n *yaml.Node) (candidate, error) {
 	if err := s.parse(&config{}, raw); err != nil {
 		return candidate{}, d.errorf(n, "%s %q: %s", s.key, s.shown(raw), err)
 	}
-	if s.key == "database" {
+	if s.key == "database" || s.key == "log_file" {
 		raw[0] = d.besideFile(raw[0])
 	}
-	return candidate{raw, "file " + d.path}, nil
+	return candidate{raw: raw, origin: "file " + d.path}, nil
 }
 
 // besideFile resolves a relative path against the file's directory: it must not matter where a worker is started.

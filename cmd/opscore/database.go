@@ -41,7 +41,7 @@ var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
 
 // place returns the database that the configuration names, and whether it is the default one.
 func (c *config) place() (db database, isDefault bool, err error) {
-	if strings.HasPrefix(c.database, "postgres://") || strings.HasPrefix(c.database, "postgresql://") {
+	if isPostgres(c.database) {
 		return postgresPlace{c.database, c.schema, c.orphans}, false, nil
 	}
 	path, isDefault, err := c.databasePath()
@@ -52,6 +52,10 @@ func (c *config) place() (db database, isDefault bool, err error) {
 		err = usagef("broker (%s): only tasks in a postgres:// database can be dispatched through RabbitMQ, but they are kept in the file %s", c.origin("broker"), path)
 	}
 	return sqliteFile(path), isDefault, err
+}
+
+func isPostgres(database string) bool {
+	return strings.HasPrefix(database, "postgres://") || strings.HasPrefix(database, "postgresql://")
 }
 
 // databasePath returns the file that holds the tasks, and whether it is the default one.
@@ -66,18 +70,27 @@ func (c *config) databasePath() (path string, isDefault bool, err error) {
 	} else if redacted := redactDatabase(path); redacted != path || strings.HasPrefix(path, "file:") || path == ":memory:" {
 		return "", false, usagef("database %q: accepted: a file path, sqlite:PATH or postgres://HOST/DATABASE", redacted)
 	}
-	if rest, ok := strings.CutPrefix(path, "~/"); ok {
-		home := os.Getenv("HOME")
-		if home == "" {
-			return "", false, usagef("database %q: HOME is not set; give an absolute path", path)
-		}
-		path = filepath.Join(home, rest)
+	if path, err = atHome(path); err != nil {
+		return "", false, usagef("database %q: %s", c.database, err)
 	}
 	if path == "" || strings.HasSuffix(path, "/") {
 		return "", false, usagef("database %q: not a file path", c.database)
 	}
 	path, err = filepath.Abs(path)
 	return path, false, err
+}
+
+// atHome returns a path with the home directory in place of the ~ in front.
+func atHome(path string) (string, error) {
+	rest, ok := strings.CutPrefix(path, "~/")
+	if !ok {
+		return path, nil
+	}
+	home := os.Getenv("HOME")
+	if home == "" {
+		return "", errors.New("HOME is not set; give an absolute path")
+	}
+	return filepath.Join(home, rest), nil
 }
 
 // redactDatabase leaves of a URL or connection string only what cannot be secret.

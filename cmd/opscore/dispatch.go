@@ -26,6 +26,10 @@ func (s *session) dispatch(ctx context.Context, h opscore.Handlers, log *slog.Lo
 		return dispatch{}, fmt.Errorf("broker: %s has no tickets", s.place)
 	}
 	b, err := rabbitmq.Open(ctx, s.conf.broker, tickets, rabbitmq.Options{Classic: s.conf.classic, Log: log})
+	if err != nil && s.conf.fellBack("broker") && !s.conf.speaksDramatiq() {
+		log.Warn("the broker is not used: workers look for tasks themselves", "broker_from", s.conf.origin("broker"), "error", err)
+		return dispatch{}, nil // it was never asked for: what worked without it goes on to work
+	}
 	if err != nil {
 		return dispatch{}, err
 	}

@@ -111,7 +111,7 @@ func (d *decoder) dramatiqFields(c *config, given map[string]candidate) fields {
 			if err == nil {
 				err = queues.parse(&config{}, names)
 			}
-			given[queues.key] = candidate{names, "file " + d.path}
+			given[queues.key] = candidate{raw: names, origin: "file " + d.path}
 			if err != nil && !errors.As(err, new(usageError)) {
 				err = d.errorf(n, "%s: %s", queues.key, err)
 			}
@@ -164,9 +164,9 @@ func (c *config) checkDramatiq() error {
 	case c.dramatiq.strict && len(c.dramatiq.queues) == 0:
 		return usagef("dramatiq.strict (%s): no queue of Dramatiq is given; see --dramatiq", c.origin("dramatiq.strict"))
 	case len(c.dramatiq.queues) > 0 && c.broker == "":
-		return usagef("dramatiq.queues (%s): no broker is given, from which their messages could come; see --broker", c.origin("dramatiq.queues"))
+		return usagef("dramatiq.queues (%s): no broker is given%s, from which their messages could come; see --broker", c.origin("dramatiq.queues"), c.noBroker)
 	case c.dramatiq.send && c.broker == "":
-		return usagef("dramatiq.send (%s): no broker is given, to which messages could be sent; see --broker", c.origin("dramatiq.send"))
+		return usagef("dramatiq.send (%s): no broker is given%s, to which messages could be sent; see --broker", c.origin("dramatiq.send"), c.noBroker)
 	}
 	for queue := range c.dramatiq.allowed {
 		if !slices.Contains(c.dramatiq.queues, queue) && len(c.dramatiq.queues) > 0 {
@@ -226,7 +226,10 @@ func (s *session) adapter() opscore.Adapter {
 // sendMessage sends one message and says which.
 func (a *app) sendMessage(ctx context.Context, conf *config, m dramatiq.Message) error {
 	if conf.broker == "" {
-		return usagef("no broker is given: set --broker, OPSCORE_BROKER_URL or broker in opscore.yaml to the RabbitMQ that Python's workers use")
+		return usagef("no broker is given%s: set --broker, OPSCORE_BROKER_URL or broker in opscore.yaml to the RabbitMQ that Python's workers use", conf.noBroker)
+	}
+	if conf.fellBack("broker") {
+		a.say("broker %s (%s)", rabbitmq.Redacted(conf.broker), conf.origin("broker"))
 	}
 	if err := dramatiq.Send(ctx, conf.broker, conf.dramatiq.declare, m); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +14,10 @@ import (
 
 // makeEphemeral makes a directory for the tasks of this process alone, has conf keep them there, and returns what removes it.
 func (a *app) makeEphemeral(cmd *cobra.Command, conf *config, log *slog.Logger) (remove func() error, err error) {
+	if conf.fellBack("broker") {
+		conf.broker = ""
+		conf.pass(conf.value("broker").setting, brokerNeeds)
+	}
 	if err := conf.allowsEphemeral(cmd); err != nil {
 		return nil, err
 	}
@@ -30,6 +35,8 @@ func (a *app) makeEphemeral(cmd *cobra.Command, conf *config, log *slog.Logger) 
 	}
 	log.Info("the database is ephemeral: it is removed at the end", attrs...)
 	conf.database = filepath.Join(dir, "opscore.db")
+	v := conf.value("database")
+	v.candidates = slices.Insert(v.candidates, 0, candidate{raw: []string{conf.database}, origin: "flag --ephemeral"})
 	a.database = " --database " + shellQuote(conf.database)
 	return func() error {
 		if err := os.RemoveAll(dir); err != nil {
@@ -52,5 +59,5 @@ func (c *config) allowsEphemeral(cmd *cobra.Command) error {
 	case c.schema != postgres.DefaultSchema:
 		return usagef("schema (%s) %q: only a postgres:// database has schemas, but --ephemeral keeps the tasks in a file", c.origin("schema"), c.schema)
 	}
-	return nil
+	return c.checkDramatiq() // which may have passed with a broker that is not used
 }

@@ -72,8 +72,10 @@ type app struct {
 
 // say writes one line for people. What it says may contain data, so it is escaped for the terminal.
 func (a *app) say(format string, args ...any) {
-	// A reader of stderr that is gone must not fail the work that it would have read about.
-	_, _ = fmt.Fprintln(a.stderr, safe(fmt.Sprintf(format, args...)))
+	// A reader of stderr that is gone, or does not read, must not stop the work that it would have read about.
+	out := newLineWriter(a.stderr, "text")
+	defer out.close()
+	_, _ = fmt.Fprintln(out, safe(fmt.Sprintf(format, args...)))
 }
 
 // usageError is a mistake of the caller: wrong arguments, input or configuration.

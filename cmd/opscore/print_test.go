@@ -80,28 +80,6 @@ func TestSecretsOfURLsAreNotRepeated(t *testing.T) {
 	}
 }
 
-// blockedWriter is a terminal that nobody lets go on.
-type blockedWriter struct{ release chan struct{} }
-
-func (b blockedWriter) Write(p []byte) (int, error) {
-	<-b.release
-	return len(p), nil
-}
-
-func TestLoggingNeverBlocksWork(t *testing.T) {
-	blocked := blockedWriter{make(chan struct{})}
-	defer close(blocked.release)
-	w := newLineWriter(blocked)
-	for range 100_000 {
-		if _, err := w.Write([]byte("line\n")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if w.dropped.Load() == 0 {
-		t.Error("nothing was dropped, but nothing was read either")
-	}
-}
-
 func TestASuggestionIsGivenOnlyIfItIsLikely(t *testing.T) {
 	names := []string{"worker", "submit", "task"}
 	for in, want := range map[string]string{"wroker": `; did you mean "worker"?`, "sub": `; did you mean "submit"?`, "xyzzy": "", "": ""} {

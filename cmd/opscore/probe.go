@@ -130,11 +130,12 @@ type herald struct {
 	worker atomic.Pointer[opscore.Worker] // nil before there is one
 	probe  *server.Probe
 	log    *slog.Logger
+	out    *lineWriter
 	file   *readyFileWriter
 }
 
-func newHerald(token string, log *slog.Logger, file *readyFileWriter) *herald {
-	h := &herald{log: log, file: file}
+func newHerald(token string, log *slog.Logger, out *lineWriter, file *readyFileWriter) *herald {
+	h := &herald{log: log, out: out, file: file}
 	h.probe = server.NewProbe(h.info, token)
 	return h
 }

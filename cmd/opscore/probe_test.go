@@ -1,6 +1,8 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/opscore/opscore"
 )
 
 // said is what a process has written so far.
@@ -135,4 +139,52 @@ func answer(t *testing.T, url string) string {
 		t.Fatal(err)
 	}
 	return string(body)
+}
+
+func TestALogThatNobodyReadsIsShownAndTheWorkGoesOn(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd := opscoreCommand(t, "dev", "--verbose", "--database", "tasks.db")
+	cmd.Stderr = w
+	if err := errors.Join(cmd.Start(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	store := openDatabase(t, filepath.Join(cmd.Dir, "tasks.db"))
+	client := &opscore.Client{Store: store}
+	requests := make([]opscore.Request, 1000) // each is a line of more than 65 bytes
+	for i := range requests {
+		requests[i] = opscore.NewRequest("echo", json.RawMessage("1"))
+	}
+	subs, err := client.Submit(t.Context(), requests...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range subs {
+		if task, err := client.Wait(t.Context(), s.ID); err != nil || task.State != opscore.Completed {
+			t.Fatalf("task is %s, %v", task.State, err)
+		}
+	}
+	var worker opscore.WorkerInfo
+	eventuallyTrue(t, "a degraded log", func() bool {
+		workers, err := store.Workers(t.Context(), 0)
+		if err != nil || len(workers) != 1 {
+			t.Fatalf("workers = %v, %v", workers, err)
+		}
+		worker = workers[0]
+		return worker.Report.Check(opscore.CheckLog).State == opscore.CheckDegraded
+	})
+	check := worker.Report.Check(opscore.CheckLog)
+	if !strings.Contains(check.Text, "stderr is full") || worker.Process.Stderr != "pipe" || worker.State != opscore.WorkerReady {
+		t.Errorf("stderr is a %s, the worker %s: %+v", worker.Process.Stderr, worker.State, check)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
 }

@@ -1,14 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"os/signal"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -78,107 +73,4 @@ func signalName(s os.Signal) string {
 		}
 	}
 	return s.String()
-}
-
-// lineWriter passes lines on without ever making its writers wait: a full terminal or pipe must not stop work.
-type lineWriter struct {
-	to      io.Writer
-	lines   chan []byte
-	dropped atomic.Int64
-	stop    chan struct{}
-	stopped chan struct{}
-}
-
-func newLineWriter(to io.Writer) *lineWriter {
-	w := &lineWriter{to: to, lines: make(chan []byte, 4096), stop: make(chan struct{}), stopped: make(chan struct{})}
-	go w.pass()
-	return w
-}
-
-// Write takes one line, or counts it as dropped.
-func (w *lineWriter) Write(line []byte) (int, error) {
-	select {
-	case w.lines <- bytes.Clone(line):
-	default:
-		w.dropped.Add(1)
-	}
-	return len(line), nil
-}
-
-func (w *lineWriter) pass() {
-	defer close(w.stopped)
-	for {
-		select {
-		case line := <-w.lines:
-			w.write(line)
-			continue
-		default:
-		}
-		select {
-		case line := <-w.lines:
-			w.write(line)
-		case <-w.stop:
-			return
-		}
-	}
-}
-
-// write ignores errors: there is nobody left to tell.
-func (w *lineWriter) write(line []byte) {
-	if n := w.dropped.Swap(0); n > 0 {
-		_, _ = fmt.Fprintf(w.to, "opscore: %d log lines were dropped: they were not read fast enough\n", n)
-	}
-	_, _ = w.to.Write(line)
-}
-
-// close waits a moment for what is written already.
-func (w *lineWriter) close() {
-	close(w.stop)
-	select {
-	case <-w.stopped:
-	case <-time.After(time.Second):
-	}
-}
-
-// mirror shows the log of a task to whoever runs it in the foreground: only the message, made safe for a terminal.
-type mirror struct {
-	to    io.Writer
-	clear bool // what a progress bar has drawn
-}
-
-// Enabled implements [slog.Handler].
-func (m mirror) Enabled(context.Context, slog.Level) bool { return true }
-
-// Handle implements [slog.Handler].
-func (m mirror) Handle(_ context.Context, r slog.Record) error {
-	line := safe(r.Message) + "\n"
-	if m.clear {
-		line = clearLine + line
-	}
-	_, err := m.to.Write([]byte(line))
-	return err
-}
-
-// WithAttrs implements [slog.Handler].
-func (m mirror) WithAttrs([]slog.Attr) slog.Handler { return m }
-
-// WithGroup implements [slog.Handler].
-func (m mirror) WithGroup(string) slog.Handler { return m }
-
-// trouble passes on what a run in the foreground has to tell of its worker: that the store fails, not how the
-// attempts end, which it tells itself.
-type trouble struct {
-	slog.Handler
-	least slog.Level
-}
-
-// Enabled implements [slog.Handler].
-func (t trouble) Enabled(_ context.Context, l slog.Level) bool { return l >= t.least }
-
-// Handle implements [slog.Handler].
-func (t trouble) Handle(ctx context.Context, r slog.Record) error {
-	if r.Message == "attempt ended" {
-		return nil
-	}
-	return t.Handler.Handle(ctx, r)
 }

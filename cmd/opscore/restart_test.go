@@ -57,12 +57,12 @@ func newFleet(t *testing.T, tier string) *fleet {
 		f.env = append(f.env, "OPSCORE_BROKER_URL="+nodes.Vhost(t))
 	}
 	f.env = append(f.env, at)
-	f.store = openFleet(t, strings.TrimPrefix(at, "OPSCORE_DATABASE_URL="))
+	f.store = openDatabase(t, strings.TrimPrefix(at, "OPSCORE_DATABASE_URL="))
 	f.client = &opscore.Client{Store: f.store}
 	return f
 }
 
-func openFleet(t *testing.T, url string) store {
+func openDatabase(t *testing.T, url string) store {
 	t.Helper()
 	place, _, err := (&config{database: url, schema: postgres.DefaultSchema}).place()
 	if err != nil {

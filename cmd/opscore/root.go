@@ -37,6 +37,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetHelpCommand(a.helpCommand())
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON, for programs")
 	root.PersistentFlags().String("config", "", "read the configuration from `FILE` (default opscore.yaml, if there is one)")
+	root.PersistentFlags().String("env-file", "", "read variables of opscore that are not set from `FILE`, of lines NAME=VALUE")
 	addSettingFlags(root.PersistentFlags(), "database", "schema", "log_format")
 	root.AddGroup(
 		&cobra.Group{ID: "work", Title: "Run tasks:"},

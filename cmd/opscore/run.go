@@ -42,6 +42,7 @@ opscore.yaml. Ctrl-C hands the task back: it stays pending, for the next worker.
 		},
 	}
 	flags.add(c.Flags())
+	addSettingFlags(c.Flags(), "verbose")
 	return c
 }
 
@@ -53,7 +54,7 @@ func (a *app) runTask(cmd *cobra.Command, actor string, args json.RawMessage, op
 	if err != nil {
 		return err
 	}
-	out := newLineWriter(a.stderr)
+	out := newLineWriter(a.stderr, conf.logFormat)
 	defer out.close()
 	handlers, err := conf.only(actor, mirror{out, terminalWidth(a.stderr) > 0})
 	if err != nil {
@@ -66,6 +67,7 @@ func (a *app) runTask(cmd *cobra.Command, actor string, args json.RawMessage, op
 		return err
 	}
 	sealFiles()
+	a.sayFallback(conf)
 	s, err := a.open(cmd, conf, created)
 	if err != nil {
 		return err
@@ -110,11 +112,14 @@ func (s *session) perform(ctx context.Context, again <-chan struct{}, sub opscor
 	working, finish := context.WithCancel(ctx)
 	hurry := make(chan struct{})
 	close(hurry)
-	log := newLogger(out, s.conf.logFormat).Handler()
+	log, least := newLogger(out, s.conf.logFormat, s.conf.verbose).Handler(), slog.LevelWarn
+	if s.conf.verbose {
+		least = slog.LevelDebug
+	}
 	worker := &opscore.Worker{
 		Store: s.store, Handlers: h, Queues: []string{t.Queue}, Slots: 1, Hurry: hurry, Grace: s.conf.grace, MaxResult: maxResult,
 		Sources: []opscore.Source{opscore.Only(opscore.FromStore(s.store, 0), t.ID)},
-		Log:     slog.New(trouble{log, slog.LevelWarn}),
+		Log:     slog.New(trouble{log, least}),
 	}
 	// Without a retention of its own: what a directory's file says must not prune a database it has nothing to do with.
 	forever := opscore.Retention{Default: opscore.Keep{Completed: opscore.Forever}}

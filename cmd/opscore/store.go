@@ -30,6 +30,7 @@ func (a *app) with(cmd *cobra.Command, exists mustExist, do func(context.Context
 	if err != nil {
 		return err
 	}
+	a.sayFallback(conf)
 	s, err := a.open(cmd, conf, exists)
 	if err != nil {
 		return err
@@ -61,6 +62,13 @@ func (a *app) open(cmd *cobra.Command, conf *config, exists mustExist) (*session
 func (s *session) sayDatabase() {
 	if place, isDefault, err := s.conf.place(); err == nil && isDefault {
 		s.say("database %s (default)", place)
+	}
+}
+
+// sayFallback says where tasks are kept if a variable decides that which others use as well.
+func (a *app) sayFallback(conf *config) {
+	if place, _, err := conf.place(); err == nil && conf.fellBack("database") {
+		a.say("database %s (%s)", place, conf.origin("database"))
 	}
 }
 

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
-	"log/slog"
 	"slices"
 	"sync"
 
@@ -31,6 +29,8 @@ back to the queue and costs no attempt. Exit status 70 means that something igno
 It is ready when its store answers and it is subscribed to its queues, or pulls from them: it logs "worker ready", writes the ready
 file, tells systemd (Type=notify), and answers 200 at /readyz of --listen. "opscore worker wait" waits for it. What keeps it from
 being ready is logged every 10 seconds; "opscore worker list" and "opscore worker show" tell it as well.
+
+The log goes to stderr, or to --log-file, and never holds up a task: what cannot be written is dropped, and counted in the log.
 
 The ready file has what "worker list --json" says of the worker, and the database as --database takes it, so that others can find it: the
 absolute path of a file; of a postgres:// URL neither the password nor the parameters. The schema is there if it is not the default one.`
@@ -127,9 +127,14 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 		return err
 	}
 	sealFiles()
-	out := newLineWriter(a.stderr)
-	defer out.close()
-	log := newLogger(out, conf.logFormat)
+	log, out, err := a.openLog(conf)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		conf.logEnd(log, err)
+		out.close()
+	}()
 	if o.ephemeral {
 		remove, made := a.makeEphemeral(cmd, conf, log)
 		if made != nil {
@@ -137,12 +142,13 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 		}
 		defer func() { err = errors.Join(err, remove()) }()
 	}
+	conf.announce(log)
 	ready := &readyFileWriter{path: o.readyFile, schema: conf.schema}
 	if err := ready.remove(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, ready.remove()) }()
-	tell := newHerald(conf.token, log, ready)
+	tell := newHerald(conf.token, log, out, ready)
 	watching, watched := context.WithCancel(context.WithoutCancel(ctx))
 	var watch sync.WaitGroup
 	watch.Go(func() { tell.watch(watching, conf.listen) })
@@ -153,7 +159,6 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }()
-	s.sayDatabase()
 	ready.database = s.place.String()
 	err = s.employ(ctx, hurry, handlers, tell)
 	if ctx.Err() != nil && errors.As(err, new(interruptedError)) {
@@ -191,7 +196,7 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	var failed error // to tell that it is ready
 	worker := &opscore.Worker{
 		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.workQueues(h), Slots: s.conf.slots, Drain: s.conf.drain, Grace: s.conf.grace,
-		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(), Lease: s.conf.lease, OnEvent: tell.observe,
+		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(), Lease: s.conf.lease, OnEvent: tell.observe, OnReport: tell.out.tell,
 		OnReady: func(info opscore.WorkerInfo) {
 			if failed = tell.ready(info); failed != nil {
 				cancel(failed)
@@ -217,11 +222,4 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	err = worker.Run(ctx)
 	stopKeeper()
 	return errors.Join(err, failed, <-kept)
-}
-
-func newLogger(to io.Writer, format string) *slog.Logger {
-	if format == "json" {
-		return slog.New(slog.NewJSONHandler(to, nil))
-	}
-	return slog.New(slog.NewTextHandler(to, nil))
 }
