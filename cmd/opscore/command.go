@@ -53,6 +53,7 @@ type command struct {
 	dir    string
 	env    []string     // variables passed on besides the usual ones
 	mirror slog.Handler // a second reader of the log, or nil
+	family *family
 }
 
 // run is the handler. The program leads a process group of its own, which does not outlive it;
@@ -159,13 +160,13 @@ func (c *command) start(ctx context.Context, args []byte) (*process, error) {
 		}
 	}
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = theirs[0], theirs[1], theirs[2]
-	err := p.cmd.Start()
+	err := c.family.start(p.cmd)
 	closeFiles(theirs[:])
 	if err != nil {
 		closeFiles(ours[:])
 		return nil, err
 	}
-	p.ours, p.wait = ours[:], sync.OnceValue(p.cmd.Wait)
+	p.ours, p.wait = ours[:], sync.OnceValue(func() error { return c.family.wait(p.cmd) })
 	p.copied.Go(func() {
 		// A command need not read its args, so a broken pipe is no error.
 		_, _ = ours[0].Write(args)

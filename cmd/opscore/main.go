@@ -9,11 +9,13 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/opscore/opscore"
 )
 
 func main() {
+	settle()
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -38,7 +40,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if text := err.Error(); text != "" {
 		text = redact(strings.ReplaceAll(text, "\n", "; ")) // of joined errors
 		// The store knows the command that helps, but not the flag that named the database.
-		a.say("opscore: %s", strings.ReplaceAll(text, "`opscore migrate up", "`opscore migrate up"+a.database))
+		a.lastWords("opscore: %s", strings.ReplaceAll(text, "`opscore migrate up", "`opscore migrate up"+a.database))
 	}
 	return exitStatus(err)
 }
@@ -74,6 +76,19 @@ type app struct {
 func (a *app) say(format string, args ...any) {
 	// A reader of stderr that is gone must not fail the work that it would have read about.
 	_, _ = fmt.Fprintln(a.stderr, safe(fmt.Sprintf(format, args...)))
+}
+
+// lastWords says why we end, to whoever reads in time: a pipe that nobody reads must not keep the exit status from being seen.
+func (a *app) lastWords(format string, args ...any) {
+	said := make(chan struct{})
+	go func() {
+		a.say(format, args...)
+		close(said)
+	}()
+	select {
+	case <-said:
+	case <-time.After(2 * time.Second):
+	}
 }
 
 // usageError is a mistake of the caller: wrong arguments, input or configuration.

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os/signal"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -35,6 +37,8 @@ being ready is logged every 10 seconds; "opscore worker list" and "opscore worke
 With --die-with-parent, it stops as on SIGTERM when the process that started it is gone. That is not the default, because a worker that
 was started by nohup, or by a script that ends, is meant to go on. The parent must be the process whose end counts: start opscore itself, not a
 wrapper around it. A parent that gives its id, as in --die-with-parent=$$, may even end before the worker has begun to look.
+
+How it is started does not matter otherwise: closed, full or broken files, signals that are ignored, a missing PATH or a strange umask are made up for.
 
 The ready file has what "worker list --json" says of the worker, and the database as --database takes it, so that others can find it: the
 absolute path of a file; of a postgres:// URL neither the password nor the parameters. The schema is there if it is not the default one.`
@@ -125,11 +129,13 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 	if err := conf.checkDramatiq(); err != nil {
 		return err
 	}
+	conf.reapOrphans()
 	handlers, err := conf.handlers(extend)
 	if err != nil {
 		return err
 	}
 	sealFiles()
+	signal.Ignore(syscall.SIGTTOU) // a terminal stops a process of the background that writes to it, if it is set so
 	out := newLineWriter(a.stderr)
 	defer out.close()
 	log := newLogger(out, conf.logFormat)
@@ -156,6 +162,8 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }()
+	heard := *a
+	heard.stderr, s.app = out, &heard // nothing that it says may wait for a reader
 	s.sayDatabase()
 	ready.database = s.place.String()
 	err = s.employ(ctx, hurry, handlers, tell)
@@ -193,7 +201,7 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	defer dispatch.close()
 	var failed error // to tell that it is ready
 	worker := &opscore.Worker{
-		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.workQueues(h), Slots: s.conf.slots, Drain: s.conf.drain, Grace: s.conf.grace,
+		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.workQueues(h), Slots: affordable(s.conf.slots, log), Drain: s.conf.drain, Grace: s.conf.grace,
 		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(), Lease: s.conf.lease, OnEvent: tell.observe,
 		OnReady: func(info opscore.WorkerInfo) {
 			if failed = tell.ready(info); failed != nil {
