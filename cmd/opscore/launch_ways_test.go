@@ -357,15 +357,24 @@ func brokenPipe() way {
 
 func TestAnErrorThatNobodyReadsEndsTheCommand(t *testing.T) {
 	t.Parallel()
-	l := newLaunch(t, buildCommand(t), embedded(t))
-	_, stderr := l.pipe()
-	l.fill(stderr)
-	l.cmd = l.command(l.bin, "worker", "--config", l.path("missing.yaml"))
-	l.cmd.Stderr = stderr
-	l.start()
-	eventuallyTrue(t, "its end", func() bool { return closed(l.ended) })
-	if status := l.cmd.ProcessState.ExitCode(); status != exitUsage {
-		t.Errorf("exit status %d, want %d", status, exitUsage)
+	bin := buildCommand(t)
+	for name, spoil := range map[string]func(l *launch, r, w *os.File){
+		"a full pipe":            func(l *launch, _, w *os.File) { l.fill(w) },
+		"a pipe without readers": func(l *launch, r, _ *os.File) { l.must(r.Close()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLaunch(t, bin, embedded(t))
+			r, w := l.pipe()
+			spoil(l, r, w)
+			l.cmd = l.command(l.bin, "worker", "--config", l.path("missing.yaml"))
+			l.cmd.Stderr = w
+			l.start()
+			eventuallyTrue(t, "its end", func() bool { return closed(l.ended) })
+			if status := l.cmd.ProcessState.ExitCode(); status != exitUsage {
+				t.Errorf("exit status %d (%v), want %d", status, l.err, exitUsage)
+			}
+		})
 	}
 }
 

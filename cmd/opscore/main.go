@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/opscore/opscore"
@@ -78,8 +80,9 @@ func (a *app) say(format string, args ...any) {
 	_, _ = fmt.Fprintln(a.stderr, safe(fmt.Sprintf(format, args...)))
 }
 
-// lastWords says why we end, to whoever reads in time: a pipe that nobody reads must not keep the exit status from being seen.
+// lastWords says why we end, to whoever reads in time: a pipe that nobody reads, any more or ever, must not keep the exit status from being seen.
 func (a *app) lastWords(format string, args ...any) {
+	signal.Ignore(syscall.SIGPIPE)
 	said := make(chan struct{})
 	go func() {
 		a.say(format, args...)
