@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -28,6 +31,24 @@ func awaitExit(p *process) {
 			return
 		}
 	}
+}
+
+// stillborn reports whether a child that has ended, but is not reaped, never became another program than we are.
+func stillborn(pid int) bool {
+	const (
+		flagsAt    = 6    // fields after the name, which may hold anything
+		forkNoExec = 0x40 // the kernel's PF_FORKNOEXEC
+	)
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return false
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) <= flagsAt {
+		return false
+	}
+	flags, err := strconv.Atoi(fields[flagsAt])
+	return err == nil && flags&forkNoExec != 0
 }
 
 // unblockSignals starts this program anew if signals are blocked that whoever started it left so: Go unblocks for itself those that it wants to

@@ -343,6 +343,15 @@ func (l *launch) signalWorkers(s syscall.Signal) {
 	}
 }
 
+// workerStop stops the workers without a signal.
+func (l *launch) workerStop() {
+	l.Helper()
+	flags := slices.Concat([]string{"worker", "stop", "--all", "--wait"}, l.place.flags)
+	if out, err := l.command(slices.Concat([]string{l.bin}, flags)...).CombinedOutput(); err != nil {
+		l.Fatalf("worker stop: %v: %s", err, out)
+	}
+}
+
 // signal reaches only what was started.
 func (l *launch) signal(s syscall.Signal) {
 	l.Helper()
@@ -365,7 +374,7 @@ func (l *launch) stoppedWell(mute bool) {
 		l.Errorf("%d workers are registered, want %d", len(workers), l.workers)
 	}
 	for _, w := range workers {
-		if w.State != opscore.WorkerGone || w.Cause != "stopped" {
+		if w.State != opscore.WorkerGone || !strings.HasPrefix(w.Cause, "stopped: ") {
 			l.Errorf("worker %d is %s: %q, want it gone: stopped", w.PID, w.State, w.Cause)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -200,6 +201,7 @@ if os.fork() == 0:
 				l.signal(syscall.SIGTERM)
 				l.completes("hello")
 			},
+			stop: (*launch).workerStop,
 		},
 		{
 			name: "a wrapper that passes signals on, with its group", nasty: true, argv: sh(`trap 'kill -TERM $!' TERM; "$@" & wait $!; wait $!`),
@@ -466,6 +468,20 @@ func signalWays() (all []way) {
 			}
 			l.completes("hello")
 		}},
+		way{
+			name: "signals to its group while it starts commands", nasty: true,
+			setup: func(l *launch) { l.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} },
+			then:  func(l *launch) { l.bombarded() },
+		},
+		way{name: "stopped for longer than its lease", nasty: true, flags: []string{"--lease", "1s"}, then: func(l *launch) {
+			ids := l.submits("nap", 1)
+			l.end(ids, opscore.Running)
+			l.signal(syscall.SIGSTOP)
+			<-time.After(2 * time.Second)
+			l.signal(syscall.SIGCONT)
+			l.end(ids, opscore.Completed)
+			l.completes("hello")
+		}},
 		way{name: "stopped and continued", then: func(l *launch) {
 			l.signal(syscall.SIGSTOP)
 			eventuallyTrue(l.T, "it to stand still", l.standsStill)
@@ -482,6 +498,22 @@ func signalWays() (all []way) {
 			l.signal(syscall.SIGINT)
 		})
 	}})
+}
+
+// bombarded sends a signal to the group of the worker, who does not mind it, while it starts commands. They have a group of their own, but not at once.
+func (l *launch) bombarded() {
+	l.Helper()
+	ids := l.submits("short", 300)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for tick := time.NewTicker(100 * time.Microsecond); !closed(stop); <-tick.C {
+			_ = syscall.Kill(-l.cmd.Process.Pid, syscall.SIGPIPE)
+		}
+	}()
+	l.end(ids, opscore.Completed)
+	close(stop)
+	<-stopped
 }
 
 // parentWays differ in what becomes of the process that started the worker.
