@@ -229,12 +229,12 @@ func (l *launch) log() string {
 	return string(log)
 }
 
-// awaitReady waits for a ready file, and fails the test at once if there is nobody left to write it.
+// awaitReady waits for a ready file, and fails the test at once if what was started has failed.
 func (l *launch) awaitReady(name string) {
 	l.Helper()
 	eventuallyTrue(l.T, name+" of "+l.cmd.String(), func() bool {
 		_, err := os.Stat(l.path(name))
-		if err != nil && closed(l.ended) && len(l.processes()) == 0 {
+		if err != nil && closed(l.ended) && l.err != nil {
 			l.Fatalf("%s ended (%v) before it was ready:\n%s", l.cmd, l.err, l.log())
 		}
 		return err == nil
