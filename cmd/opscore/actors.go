@@ -31,6 +31,7 @@ type commandActor struct {
 	maxAttempts  int
 	labels       map[string]string
 	retry        opscore.Backoff
+	family       *family
 }
 
 func (c commandActor) actor() opscore.Actor[json.RawMessage, json.RawMessage] {
@@ -57,7 +58,7 @@ func (c commandActor) command(mirror slog.Handler) (*command, error) {
 		}
 		return nil, usagef("%s: actor %s: command %q cannot be run: %s", c.where, c.name, c.argv[0], cause)
 	}
-	return &command{actor: c.name, path: path, argv: c.argv, dir: c.dir, env: c.env, mirror: mirror}, nil
+	return &command{actor: c.name, path: path, argv: c.argv, dir: c.dir, env: c.env, mirror: mirror, family: c.family}, nil
 }
 
 // register adds the handler of a command actor.

@@ -53,6 +53,7 @@ type command struct {
 	dir    string
 	env    []string     // variables passed on besides the usual ones
 	mirror slog.Handler // a second reader of the log, or nil
+	family *family
 }
 
 // run is the handler. The program leads a process group of its own, which does not outlive it;
@@ -61,12 +62,10 @@ func (c *command) run(ctx context.Context, args json.RawMessage) (json.RawMessag
 	// The kernel kills the program with the thread that started it: keep that one until the end.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	p, err := c.start(ctx, args)
-	if err != nil {
+	p, state, stopped, err := c.complete(ctx, args)
+	if p == nil {
 		return nil, fmt.Errorf("start command %s: %w", c.argv[0], err)
 	}
-	stopped := p.supervise(ctx)
-	state, err := p.reap()
 	switch {
 	case stopped && ctx.Err() != nil:
 		return nil, p.explain(fmt.Errorf("command %s was stopped", c.argv[0]))
@@ -82,6 +81,22 @@ func (c *command) run(ctx context.Context, args json.RawMessage) (json.RawMessag
 		return nil, opscore.Abort(err)
 	}
 	return nil, err
+}
+
+// complete starts the program, and again if it was killed before it was one: a signal to our whole process group may hit a child
+// that has not left it yet. It returns how the program ended and whether we made it, and no process if it cannot be started.
+func (c *command) complete(ctx context.Context, args []byte) (p *process, state *os.ProcessState, stopped bool, err error) {
+	for {
+		if p, err = c.start(ctx, args); err != nil {
+			return nil, nil, false, err
+		}
+		stopped = p.supervise(ctx)
+		again := !stopped && stillborn(p.cmd.Process.Pid)
+		state, err = p.reap()
+		if !again {
+			return p, state, stopped, err
+		}
+	}
 }
 
 // explain adds the last thing that the command said about its trouble.
@@ -159,13 +174,13 @@ func (c *command) start(ctx context.Context, args []byte) (*process, error) {
 		}
 	}
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = theirs[0], theirs[1], theirs[2]
-	err := p.cmd.Start()
+	err := c.family.start(p.cmd)
 	closeFiles(theirs[:])
 	if err != nil {
 		closeFiles(ours[:])
 		return nil, err
 	}
-	p.ours, p.wait = ours[:], sync.OnceValue(p.cmd.Wait)
+	p.ours, p.wait = ours[:], sync.OnceValue(func() error { return c.family.wait(p.cmd) })
 	p.copied.Go(func() {
 		// A command need not read its args, so a broken pipe is no error.
 		_, _ = ours[0].Write(args)

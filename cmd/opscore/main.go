@@ -7,13 +7,16 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"regexp"
 	"strings"
+	"syscall"
 
 	"github.com/opscore/opscore"
 )
 
 func main() {
+	settle()
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -38,7 +41,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if text := err.Error(); text != "" {
 		text = redact(strings.ReplaceAll(text, "\n", "; ")) // of joined errors
 		// The store knows the command that helps, but not the flag that named the database.
-		a.say("opscore: %s", strings.ReplaceAll(text, "`opscore migrate up", "`opscore migrate up"+a.database))
+		a.lastWords("opscore: %s", strings.ReplaceAll(text, "`opscore migrate up", "`opscore migrate up"+a.database))
 	}
 	return exitStatus(err)
 }
@@ -76,6 +79,12 @@ func (a *app) say(format string, args ...any) {
 	out := newLineWriter(a.stderr, "text")
 	defer out.close()
 	_, _ = fmt.Fprintln(out, safe(fmt.Sprintf(format, args...)))
+}
+
+// lastWords says why we end. A pipe whose reader is gone must not keep the exit status from being seen.
+func (a *app) lastWords(format string, args ...any) {
+	signal.Ignore(syscall.SIGPIPE)
+	a.say(format, args...)
 }
 
 // usageError is a mistake of the caller: wrong arguments, input or configuration.

@@ -2,14 +2,22 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/spf13/pflag"
 )
 
+// asOne is how long the signals that follow the first one count as the same: who signals a process group reaches the worker, and
+// wrappers in front of it, such as timeout, that pass on what they get.
+const asOne = time.Second
+
 // interruptible returns a context that the first signal to stop ends, with an interruptedError as its cause, and a
-// channel that the second one closes. That orphaned is closed counts as a signal; nil never is.
+// channel that the next one closes that is not the same. That orphaned is closed counts as a signal; nil never is.
 func interruptible(ctx context.Context, orphaned <-chan struct{}) (stopping context.Context, again <-chan struct{}, release func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 2)
@@ -32,10 +40,16 @@ func interruptible(ctx context.Context, orphaned <-chan struct{}) (stopping cont
 		case <-released:
 			return
 		}
-		select {
-		case <-signals:
-			close(second)
-		case <-released:
+		for first := time.Now(); ; {
+			select {
+			case <-signals:
+				if time.Since(first) > asOne {
+					close(second)
+					return
+				}
+			case <-released:
+				return
+			}
 		}
 	}()
 	return ctx, second, func() {
@@ -46,11 +60,47 @@ func interruptible(ctx context.Context, orphaned <-chan struct{}) (stopping cont
 	}
 }
 
-// watchParent returns a channel that is closed once the process that started this one is gone. Whoever adopts an orphan has
+// lifeline is the process that the worker is to die with. The zero value is none.
+type lifeline struct {
+	held bool
+	pid  int // 0: whoever is the parent
+}
+
+func (l *lifeline) add(flags *pflag.FlagSet) {
+	const name = "die-with-parent"
+	addFlag(flags, name, "stop when the process that started this one is gone; with its id also if that was before this one could look: `PID`",
+		parseLifeline, func(given lifeline) { *l = given })
+	flags.Lookup(name).NoOptDefVal = "true"
+}
+
+func parseLifeline(text string) (lifeline, error) {
+	if held, err := strconv.ParseBool(text); err == nil && text != "1" && text != "0" {
+		return lifeline{held: held}, nil
+	}
+	pid, err := strconv.Atoi(text)
+	if err != nil || pid < 1 {
+		return lifeline{}, errors.New("the id of the process that starts this one is needed, or nothing")
+	}
+	return lifeline{true, pid}, nil
+}
+
+// watch returns a channel that is closed once the parent is gone, nil if that does not matter. Whoever adopts an orphan has
 // another id. It looks again and again: only some systems tell, and Linux means the thread that started us, not the process.
-func watchParent(ctx context.Context) (gone <-chan struct{}) {
+//
+// A parent that was gone before we could look cannot be told from another one, not even if it is process 1, which
+// may well start workers. So those who want to be sure say who they are.
+func (l lifeline) watch(ctx context.Context) (gone <-chan struct{}, err error) {
+	parent := os.Getppid()
+	switch {
+	case !l.held:
+		return nil, nil
+	case parent == 0:
+		return nil, usagef("--die-with-parent: this is the first process of a container, and its parent, outside, cannot be watched")
+	case l.pid != 0 && l.pid != parent:
+		return nil, usagef("--die-with-parent=%d: process %d is not the parent of this one: it is gone, or it started a wrapper around this one", l.pid, l.pid)
+	}
 	const period = 200 * time.Millisecond
-	parent, closed := os.Getppid(), make(chan struct{})
+	closed := make(chan struct{})
 	go func() {
 		tick := time.NewTicker(period)
 		defer tick.Stop()
@@ -63,7 +113,7 @@ func watchParent(ctx context.Context) (gone <-chan struct{}) {
 		}
 		close(closed)
 	}()
-	return closed
+	return closed, nil
 }
 
 func signalName(s os.Signal) string {

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"os/signal"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -23,12 +25,18 @@ With --dramatiq, it takes over messages of Python's Dramatiq from the same Rabbi
 a message must belong to a task that was stored before. What becomes no task is an orphan: see opscore orphan.
 
 SIGTERM, Ctrl-C or the end of its terminal make it stop taking tasks, let the running ones finish (--drain), interrupt what is left
-(--grace) and exit; a second signal skips the wait. "opscore worker stop" does the same from any machine. What did not finish goes
+(--grace) and exit; another signal, a second or more after the first, skips the wait. "opscore worker stop" does the same from any machine. What did not finish goes
 back to the queue and costs no attempt. Exit status 70 means that something ignored its interruption.
 
 It is ready when its store answers and it is subscribed to its queues, or pulls from them: it logs "worker ready", writes the ready
 file, tells systemd (Type=notify), and answers 200 at /readyz of --listen. "opscore worker wait" waits for it. What keeps it from
 being ready is logged every 10 seconds; "opscore worker list" and "opscore worker show" tell it as well.
+
+With --die-with-parent, it stops as on SIGTERM when the process that started it is gone. That is not the default, because a worker that
+was started by nohup, or by a script that ends, is meant to go on. The parent must be the process whose end counts: start opscore itself, not a
+wrapper around it. A parent that gives its id, as in --die-with-parent=$$, may even end before the worker has begun to look.
+
+How it is started does not matter otherwise: closed, full or broken files, signals that are ignored, a missing PATH or a strange umask are made up for.
 
 The log goes to stderr, or to --log-file, and never holds up a task: what cannot be written is dropped, and counted in the log.
 
@@ -37,9 +45,9 @@ absolute path of a file; of a postgres:// URL neither the password nor the param
 
 // workOptions are the flags of worker and dev that are no settings.
 type workOptions struct {
-	readyFile     string
-	ephemeral     bool
-	dieWithParent bool
+	readyFile string
+	ephemeral bool
+	parent    lifeline
 }
 
 func (o *workOptions) addReadyFile(flags *pflag.FlagSet) {
@@ -67,6 +75,7 @@ func (a *app) workerCommand() *cobra.Command {
 	}
 	addWorkerFlags(c.Flags())
 	o.addReadyFile(c.Flags())
+	o.parent.add(c.Flags())
 	c.AddCommand(a.workerListCommand(), a.workerShowCommand(), a.workerStopCommand(), a.workerWaitCommand())
 	return c
 }
@@ -79,9 +88,7 @@ below $TMPDIR or /tmp, and removes that directory when it stops; only a kill -9 
 OPSCORE_DATABASE_URL and of opscore.yaml is not touched. Start it, wait for the ready file, and give the "database" in that file
 to what you test, as --database or OPSCORE_DATABASE_URL.
 
-A test runner that is killed stops nothing. With --die-with-parent the worker looks for itself: when the process that started it
-is gone, it stops as on SIGTERM. That is not the default, because a worker that was started by nohup, or by a script that ends,
-is meant to go on. The parent must be the process whose end counts: start opscore itself, not a wrapper around it.`
+A test runner that is killed stops nothing. With --die-with-parent the worker looks for itself: see opscore worker --help.`
 
 func (a *app) devCommand() *cobra.Command {
 	var o workOptions
@@ -102,16 +109,16 @@ func (a *app) devCommand() *cobra.Command {
 	}
 	addWorkerFlags(c.Flags())
 	o.addReadyFile(c.Flags())
+	o.parent.add(c.Flags())
 	c.Flags().BoolVar(&o.ephemeral, "ephemeral", false, "keep the tasks in a new SQLite file that is removed at the end")
-	c.Flags().BoolVar(&o.dieWithParent, "die-with-parent", false, "stop when the process that started this one is gone")
 	return c
 }
 
 // work runs a worker and a keeper until a signal stops them.
 func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opscore.Handlers)) (err error) {
-	var orphaned <-chan struct{}
-	if o.dieWithParent {
-		orphaned = watchParent(cmd.Context())
+	orphaned, err := o.parent.watch(cmd.Context())
+	if err != nil {
+		return err
 	}
 	ctx, hurry, release := interruptible(cmd.Context(), orphaned)
 	defer release()
@@ -122,11 +129,13 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 	if err := conf.checkDramatiq(); err != nil {
 		return err
 	}
+	conf.reapOrphans()
 	handlers, err := conf.handlers(extend)
 	if err != nil {
 		return err
 	}
 	sealFiles()
+	signal.Ignore(syscall.SIGTTOU) // a terminal stops a process of the background that writes to it, if it is set so
 	log, out, err := a.openLog(conf)
 	if err != nil {
 		return err
@@ -159,6 +168,8 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }()
+	heard := *a
+	heard.stderr, s.app = out, &heard // nothing that it says may wait for a reader
 	ready.database = s.place.String()
 	err = s.employ(ctx, hurry, handlers, tell)
 	if ctx.Err() != nil && errors.As(err, new(interruptedError)) {
@@ -195,7 +206,7 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	defer dispatch.close()
 	var failed error // to tell that it is ready
 	worker := &opscore.Worker{
-		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.workQueues(h), Slots: s.conf.slots, Drain: s.conf.drain, Grace: s.conf.grace,
+		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.workQueues(h), Slots: affordable(s.conf.slots, log), Drain: s.conf.drain, Grace: s.conf.grace,
 		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(), Lease: s.conf.lease, OnEvent: tell.observe, OnReport: tell.out.tell,
 		OnReady: func(info opscore.WorkerInfo) {
 			if failed = tell.ready(info); failed != nil {
@@ -215,7 +226,7 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	tell.worker.Store(worker)
 	stop := context.AfterFunc(ctx, func() {
 		if interrupted, ok := errors.AsType[interruptedError](context.Cause(ctx)); ok {
-			log.Info("stopping", "why", interrupted.text, "drain", s.conf.drain, "hint", "a second signal skips the wait")
+			log.Info("stopping", "why", interrupted.text, "drain", s.conf.drain, "hint", "another signal, after a second, skips the wait")
 		}
 	})
 	defer stop()
