@@ -102,6 +102,9 @@ func (s *Session) dial(ctx context.Context, purpose string, about amqp.Table) (*
 		raw.Close()
 		return nil, s.unavailable(cmp.Or(context.Cause(ctx), w.failed(), err))
 	}
+	if name, ok := conn.Properties["cluster_name"].(string); ok {
+		s.cluster.Store(&name)
+	}
 	return conn, nil
 }
 
@@ -180,6 +183,8 @@ func meaning(err error) string {
 		return "it is shutting down, or an operator closed the connection"
 	case isAMQP && e.Code == amqp.PreconditionFailed:
 		return "it closed the channel"
+	case errors.Is(err, errDeaf):
+		return "it kept what it had for us"
 	case errors.Is(err, errBlocked):
 		return "short of memory or disk"
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
