@@ -28,7 +28,7 @@ const (
 	healMost    = time.Minute     // between new connections that do not help; at first it is silentFor
 )
 
-var errDeaf = errors.New("the worker was deaf to a queue: its session is made anew")
+var errDeaf = errors.New("its session is made anew")
 
 // ear is what is known of one queue.
 type ear struct {

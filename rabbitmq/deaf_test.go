@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/internal/nodes"
 	"github.com/opscore/opscore/rabbitmq"
@@ -120,5 +122,92 @@ func TestADeafWorkerSaysSoAndHealsItself(t *testing.T) {
 			r.reported(opscore.CheckDelivery, opscore.CheckOK)
 			r.reported(opscore.CheckBroker, opscore.CheckOK)
 		})
+	}
+}
+
+// TestADeafWorkerThatCannotBeHealedDoesNotThrash has somebody else be the only one whom a queue serves.
+func TestADeafWorkerThatCannotBeHealedDoesNotThrash(t *testing.T) {
+	r := newRig(t, nodes.Vhost(t))
+	_, err := r.channel().QueueDeclare("opscore.orders", true, false, false, false, amqp.Table{"x-single-active-consumer": true})
+	check(t, err)
+	served := r.channel()
+	check(t, served.Qos(1, 0, false))
+	_, err = served.Consume("opscore.orders", "", false, false, false, false, nil)
+	check(t, err)
+	log := r.hear()
+	b := r.broker(rabbitmq.Options{})
+	source, _ := r.work(b, &opscore.Worker{Lease: 3 * time.Second})
+	r.keep(b)
+	for range 3 { // one of them is served, and never settled
+		check(t, served.PublishWithContext(t.Context(), "", "opscore.orders", false, false, amqp.Publishing{Body: []byte("no ticket")}))
+	}
+	began := time.Now()
+	c := r.reported(opscore.CheckDelivery, opscore.CheckDegraded, "deaf", "2 wait in the broker")
+	r.reported(opscore.CheckDelivery, opscore.CheckDegraded, "new sessions so far: 3")
+	t.Logf("after %v: %+v", time.Since(began), c)
+	if took := time.Since(began); took < 15*time.Second {
+		t.Errorf("three new sessions within %v: they should be 5 and then 10 s apart", took)
+	}
+	r.submit(10, 0)
+	r.await()
+	if s := source.Stats(); s.Tickets != 0 || s.Pulled < 10 {
+		t.Errorf("%+v", s)
+	}
+	check(t, served.Close())
+	r.until("what waited comes", func() bool { return source.Stats().Tickets >= 3 })
+	r.byTicket(source)
+	r.reported(opscore.CheckDelivery, opscore.CheckOK)
+	if n := log.count("no longer deaf to a queue"); n != 1 {
+		t.Errorf("the end of deafness is logged %d times", n)
+	}
+}
+
+// TestAWorkerForWhichThereIsNothingIsNotDeaf looks at idle workers, ones that get nothing because others do, and busy ones.
+func TestAWorkerForWhichThereIsNothingIsNotDeaf(t *testing.T) {
+	n, at := node(t)
+	r := newRig(t, at)
+	log := r.hear()
+	b := r.broker(rabbitmq.Options{})
+	idle, busy := &opscore.Worker{Queues: []string{"orders", "mail"}}, &opscore.Worker{Slots: 1}
+	r.work(b, idle)
+	other := opscore.Actor[order, string]{Name: "ship", Queue: "parcels"}
+	busy.Handlers = opscore.Handlers{}
+	opscore.Handle(busy.Handlers, other, r.handle)
+	r.work(b, busy)
+	r.keep(b)
+	_, err := r.client.Submit(t.Context(), other.Request(order{1, 14 * time.Second}))
+	check(t, err)
+	r.until("it is busy", func() bool { return busy.Info().Report.Running == 1 })
+	for i := range 5 {
+		_, err := r.client.Submit(t.Context(), other.Request(order{i, 0}))
+		check(t, err)
+	}
+	ch := r.channel()
+	connections := func() string { return eval(t, n, `lists:sort(rabbit_networking:connections())`) }
+	settle()
+	before, waited := connections(), 0
+	for until := time.Now().Add(10 * time.Second); time.Now().Before(until); <-time.After(20 * time.Millisecond) {
+		for _, w := range []*opscore.Worker{idle, busy} {
+			for _, name := range []string{opscore.CheckBroker, opscore.CheckDelivery} {
+				info := w.Info()
+				if c := info.Report.Check(name); c.State != opscore.CheckOK {
+					t.Fatalf("worker of %v: %+v", info.Queues, c)
+				}
+			}
+		}
+		if running := busy.Info().Report.Running; running == 1 {
+			q, err := ch.QueueDeclarePassive("opscore.parcels", true, false, false, false, nil)
+			check(t, err)
+			waited = max(waited, q.Messages)
+		}
+	}
+	if waited < 5 {
+		t.Errorf("%d tickets waited for the busy worker", waited)
+	}
+	if after := connections(); after != before {
+		t.Errorf("there were the connections %s, and now there are %s", before, after)
+	}
+	if log.count("deaf") != 0 {
+		t.Error("somebody was deaf")
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -173,6 +174,8 @@ func meaning(err error) string {
 		return "its certificate, or ours, is not accepted"
 	case isAMQP && e.Code == amqp.AccessRefused && errors.Is(err, amqp.ErrCredentials):
 		return "the user or the password is wrong"
+	case isAMQP && e.Code == amqp.AccessRefused && strings.HasSuffix(e.Reason, "in exclusive use"):
+		return "somebody else consumes the queue alone"
 	case isAMQP && e.Code == amqp.AccessRefused:
 		return "the user lacks a permission: see docs/operations/rabbitmq.md"
 	case isAMQP && e.Code == amqp.NotAllowed:
@@ -183,8 +186,6 @@ func meaning(err error) string {
 		return "it is shutting down, or an operator closed the connection"
 	case isAMQP && e.Code == amqp.PreconditionFailed:
 		return "it closed the channel"
-	case errors.Is(err, errDeaf):
-		return "it kept what it had for us"
 	case errors.Is(err, errBlocked):
 		return "short of memory or disk"
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():

@@ -70,7 +70,7 @@ func (s *Subscription) serve(ctx context.Context, conn *amqp.Connection) error {
 	s.mu.Unlock()
 	err := s.Serve(ctx, conn)
 	if cause := context.Cause(ctx); errors.Is(cause, errDeaf) {
-		return cause
+		return &opscore.Error{Code: opscore.CodeUnavailable, Message: "the worker was deaf", Err: cause}
 	}
 	return err
 }
