@@ -40,6 +40,7 @@ type ear struct {
 	unlisted time.Time // since when each look has found no consumer
 	found    amqp.Queue
 	silent   time.Time // since when nothing has come; zero unless the worker is deaf to it
+	excused  time.Time // since when nothing would have to come to a deaf worker
 
 	unusable trouble // it cannot be consumed
 }
@@ -50,7 +51,7 @@ func (e *ear) deaf() bool { return !e.silent.IsZero() }
 
 // clear forgets all suspicions.
 func (e *ear) clear() {
-	e.waits, e.unlisted, e.silent = time.Time{}, time.Time{}, time.Time{}
+	e.waits, e.unlisted, e.silent, e.excused = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 }
 
 // heals is what has been done against deafness.
@@ -125,9 +126,35 @@ func (s *Subscription) listen(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		s.excuse()
 		for _, q := range s.due() {
 			s.check(ctx, q)
 		}
+	}
+}
+
+// excuse ends a deafness that nobody can tell any more: the slots are busy, or the queue is not consumed, and have been for a while.
+func (s *Subscription) excuse() {
+	var deaf []string
+	s.mu.Lock()
+	for q, e := range s.ears {
+		if e.deaf() {
+			deaf = append(deaf, q)
+		}
+	}
+	s.mu.Unlock()
+	for _, q := range deaf {
+		_, expects := s.Expects(q)
+		s.mu.Lock()
+		switch e := s.ears[q]; {
+		case expects:
+			e.excused = time.Time{}
+		case e.excused.IsZero():
+			e.excused = time.Now()
+		case time.Since(e.excused) >= silentFor:
+			e.clear()
+		}
+		s.mu.Unlock()
 	}
 }
 

@@ -89,11 +89,13 @@ func (s *Subscription) Subscribed(unusable map[string]error) {
 // Heard says that something has come from a queue.
 func (s *Subscription) Heard(queue string) {
 	s.mu.Lock()
-	e := s.ears[queue]
-	wasDeaf := e.deaf()
-	e.heard = time.Now()
-	e.clear()
-	s.healed()
+	e, known := s.ears[queue]
+	wasDeaf := known && e.deaf()
+	if known {
+		e.heard = time.Now()
+		e.clear()
+		s.healed()
+	}
 	s.mu.Unlock()
 	if wasDeaf {
 		s.Session.log.Info("no longer deaf to a queue", "queue", queue, "purpose", s.Purpose.Name)
