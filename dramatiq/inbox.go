@@ -129,6 +129,18 @@ func (b *inbox) since(f *feed) time.Duration {
 	return 0
 }
 
+// has reports whether anything is here that came on a feed.
+func (b *inbox) has(f *feed) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for d := range b.held {
+		if d.feed == f {
+			return true
+		}
+	}
+	return slices.ContainsFunc(b.waiting, func(d *delivery) bool { return d.feed == f })
+}
+
 // clear removes what came on a feed in the main queue and nobody has taken.
 func (b *inbox) clear(f *feed) (removed []*delivery) {
 	b.mu.Lock()

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -52,11 +54,20 @@ type Source struct {
 
 	processing sync.RWMutex // held for reading while deliveries are looked at: their acks need the connection
 
-	mu     sync.Mutex
-	want   opscore.Claim   // the latest
-	asked  time.Time       // when Next returned last; zero while it is under way
-	slots  int             // the most that were free
-	resume []chan struct{} // one of each queue; has a token when the worker has free slots
+	lines map[string]*line // by queue
+
+	mu    sync.Mutex
+	want  opscore.Claim // the latest
+	asked time.Time     // when Next returned last; zero while it is under way
+	free  time.Time     // since when there are free slots
+	slots int           // the most that were free
+}
+
+// line is what a queue comes on.
+type line struct {
+	sub      *rabbitmq.Subscription
+	resume   chan struct{}            // has a token when the worker has free slots
+	consumer atomic.Pointer[consumer] // nil while there is no connection
 }
 
 // Bounds of a source.
@@ -93,10 +104,45 @@ func NewSource(session *rabbitmq.Session, store Store, o Options) (*Source, erro
 	if err := o.Declare.validate(); err != nil {
 		return nil, err
 	}
-	return &Source{
+	s := &Source{
 		session: session, store: store, options: o, log: cmp.Or(o.Log, slog.Default()), inbox: newInbox(),
-		strays: strays{crowds: map[string]*crowd{}, seen: map[string]stray{}},
-	}, nil
+		strays: strays{crowds: map[string]*crowd{}, seen: map[string]stray{}}, lines: map[string]*line{},
+	}
+	for queue := range o.Queues {
+		s.lines[queue] = s.newLine(queue)
+	}
+	return s, nil
+}
+
+// newLine returns the line of a queue, on a connection of its own, so that one which cannot be used does not stop the others.
+func (s *Source) newLine(queue string) *line {
+	l := &line{resume: make(chan struct{}, 1)}
+	l.resume <- struct{}{}
+	l.sub = &rabbitmq.Subscription{
+		Session: s.session, Purpose: rabbitmq.Purpose{Name: "dramatiq consume " + queue, Meanwhile: "messages wait in their queue"},
+		Serve:   func(ctx context.Context, conn *amqp.Connection) error { return s.serve(ctx, conn, queue, l) },
+		Expects: func(name string) (time.Time, bool) { return s.expects(l, name) },
+		Look: func(ctx context.Context, name string) (amqp.Queue, error) {
+			if c := l.consumer.Load(); c != nil {
+				return c.look(ctx, name)
+			}
+			return amqp.Queue{}, errNotConsumed
+		},
+	}
+	return l
+}
+
+// Checks implements [opscore.Checked].
+func (s *Source) Checks() (all []opscore.Check) {
+	for _, queue := range slices.Sorted(maps.Keys(s.lines)) {
+		all = append(all, s.lines[queue].sub.Checks()...)
+	}
+	return all
+}
+
+// Endpoint implements [opscore.Located].
+func (s *Source) Endpoint(ctx context.Context) (opscore.Endpoint, error) {
+	return s.session.Endpoint(ctx)
 }
 
 // Next implements [opscore.Source].
@@ -129,28 +175,22 @@ func (s *Source) Next(ctx context.Context, want opscore.Claim) ([]opscore.Task, 
 	}
 }
 
-// subscribe consumes each queue on a connection of its own, so that one which cannot be used does not stop the others.
 func (s *Source) subscribe(ctx context.Context) {
-	for queue := range s.options.Queues {
-		resume := make(chan struct{}, 1)
-		resume <- struct{}{}
-		s.mu.Lock()
-		s.resume = append(s.resume, resume)
-		s.mu.Unlock()
-		purpose := rabbitmq.Purpose{Name: "dramatiq consume " + queue, Meanwhile: "messages wait in their queue"}
-		s.session.Keep(ctx, purpose, nil, func(ctx context.Context, conn *amqp.Connection) error {
-			return s.serve(ctx, conn, queue, resume)
-		})
+	for queue, l := range s.lines {
+		l.sub.Start(ctx, []string{queue, queue + delayed})
 	}
 }
 
 func (s *Source) enter(want opscore.Claim) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if now := time.Now(); !s.asked.IsZero() && now.Sub(s.asked) > parkAfter/2 {
+		s.free = now // it had none for a while
+	}
 	s.want, s.asked, s.slots = want, time.Time{}, max(s.slots, want.Max)
-	for _, resume := range s.resume {
+	for _, l := range s.lines {
 		select {
-		case resume <- struct{}{}:
+		case l.resume <- struct{}{}:
 		default:
 		}
 	}
@@ -169,21 +209,73 @@ func (s *Source) busy() (bool, opscore.Claim) {
 	return !s.asked.IsZero() && time.Since(s.asked) > parkAfter, s.want
 }
 
+// expects reports whether messages that wait in a queue of the broker would have to come, and since when.
+func (s *Source) expects(l *line, name string) (since time.Time, expects bool) {
+	s.mu.Lock()
+	free, isFree := s.free, s.asked.IsZero() || time.Since(s.asked) < parkAfter/2
+	s.mu.Unlock()
+	c := l.consumer.Load()
+	if c == nil || !isFree || s.inbox.has(c.feed) || !s.processing.TryLock() {
+		return time.Time{}, false // what it has may be all that it can get
+	}
+	s.processing.Unlock()
+	begun := c.since(name)
+	if begun.Before(free) {
+		return free, !begun.IsZero()
+	}
+	return begun, !begun.IsZero()
+}
+
 // consumer is what consumes a queue on one connection: the main queue on one channel, which rests while the worker is busy, the delayed one on another.
 type consumer struct {
 	*Source
 	conn    *amqp.Connection
 	queue   string
+	line    *line
 	feed    *feed
 	main    *amqp.Channel
 	late    *amqp.Channel
 	reading sync.WaitGroup // of the main queue
-	tag     string         // on main, while it consumes
 	later   time.Time      // until then delayed messages wait: they could not be adopted
+
+	switching sync.Mutex // one exchange at a time on the channels; only watch writes what follows
+	tag       string     // on main, while it consumes
+	begun     time.Time  // since when
+	lateBegun time.Time  // since when the other queue is consumed
+}
+
+var errNotConsumed = errors.New("it is not consumed now")
+
+// since returns since when a queue is consumed, zero if it is not.
+func (c *consumer) since(name string) time.Time {
+	if !c.switching.TryLock() {
+		return time.Time{}
+	}
+	defer c.switching.Unlock()
+	switch {
+	case name != c.queue:
+		return c.lateBegun
+	case c.tag == "":
+		return time.Time{}
+	}
+	return c.begun
+}
+
+// look says what is in a queue; see [rabbitmq.Subscription].
+func (c *consumer) look(ctx context.Context, name string) (amqp.Queue, error) {
+	if !c.switching.TryLock() {
+		return amqp.Queue{}, errNotConsumed
+	}
+	defer c.switching.Unlock()
+	ch := c.main
+	if name != c.queue {
+		ch = c.late
+	}
+	return rabbitmq.Await(ctx, c.conn, func() (amqp.Queue, error) { return ch.QueueDeclarePassive(name, true, false, false, false, nil) })
 }
 
 // serve consumes a queue on a connection until that is lost, the queue is gone, or ctx ends.
-func (s *Source) serve(ctx context.Context, conn *amqp.Connection, queue string, resume <-chan struct{}) error {
+func (s *Source) serve(ctx context.Context, conn *amqp.Connection, queue string, l *line) error {
 	made, err := declare(ctx, s.session, s.options.Declare, queue)
 	if err != nil {
 		return err
@@ -194,7 +286,7 @@ func (s *Source) serve(ctx context.Context, conn *amqp.Connection, queue string,
 	for _, differ := range mismatches(ctx, s.session, s.options.Declare, queue) {
 		s.log.Warn("a queue is used as it is, though it is not as configured", "queue", queue, "differs", differ)
 	}
-	c := &consumer{Source: s, conn: conn, queue: queue, feed: &feed{"opscore-" + uuid.NewString()}}
+	c := &consumer{Source: s, conn: conn, queue: queue, line: l, feed: &feed{"opscore-" + uuid.NewString()}}
 	if c.main, err = rabbitmq.Await(ctx, conn, conn.Channel); err != nil {
 		return err
 	}
@@ -217,17 +309,25 @@ func (s *Source) serve(ctx context.Context, conn *amqp.Connection, queue string,
 	if err := c.consume(ctx, c.late, queue+delayed, mostAhead); err != nil {
 		return err
 	}
-	return c.watch(ctx, resume, gone, cancelled)
+	l.consumer.Store(c)
+	defer l.consumer.Store(nil)
+	c.lookAround(ctx)
+	if busy, _ := c.busy(); !busy {
+		if err := c.work(ctx); err != nil {
+			return err
+		}
+	}
+	l.sub.Subscribed(nil)
+	return c.watch(ctx, gone, cancelled)
 }
 
 var errQueueGone = errors.New("a queue that was consumed is gone: it is made again")
 
 // watch consumes while there are free slots.
-func (c *consumer) watch(ctx context.Context, resume <-chan struct{}, gone <-chan *amqp.Error, cancelled <-chan string) error {
+func (c *consumer) watch(ctx context.Context, gone <-chan *amqp.Error, cancelled <-chan string) error {
 	tick, look := time.NewTicker(parkAfter/4), time.NewTicker(lookEvery)
 	defer tick.Stop()
 	defer look.Stop()
-	c.lookAround(ctx)
 	for {
 		var err error
 		select {
@@ -245,7 +345,7 @@ func (c *consumer) watch(ctx context.Context, resume <-chan struct{}, gone <-cha
 			return e
 		case <-cancelled:
 			return errQueueGone
-		case <-resume:
+		case <-c.line.resume:
 			err = c.work(ctx)
 		case <-look.C:
 			c.lookAround(ctx)
@@ -272,6 +372,8 @@ func (c *consumer) work(ctx context.Context) error {
 }
 
 func (c *consumer) consume(ctx context.Context, ch *amqp.Channel, name string, ahead int) error {
+	c.switching.Lock()
+	defer c.switching.Unlock()
 	tag := c.feed.name + "-" + name
 	deliveries, err := rabbitmq.Await(ctx, c.conn, func() (<-chan amqp.Delivery, error) {
 		if err := ch.Qos(ahead, 0, false); err != nil {
@@ -284,13 +386,15 @@ func (c *consumer) consume(ctx context.Context, ch *amqp.Channel, name string, a
 	}
 	read := func() {
 		for d := range deliveries {
+			c.line.sub.Heard(name)
 			c.inbox.put(&delivery{Delivery: &d, queue: c.queue, main: ch == c.main, feed: c.feed, came: time.Now()})
 		}
 	}
 	if ch == c.main {
-		c.tag = tag
+		c.tag, c.begun = tag, time.Now()
 		c.reading.Go(read)
 	} else {
+		c.lateBegun = time.Now()
 		go read()
 	}
 	return nil
@@ -298,6 +402,8 @@ func (c *consumer) consume(ctx context.Context, ch *amqp.Channel, name string, a
 
 // rest stops consuming the main queue and gives back what waits here.
 func (c *consumer) rest(ctx context.Context) error {
+	c.switching.Lock()
+	defer c.switching.Unlock()
 	tag := c.tag
 	c.tag = ""
 	_, err := rabbitmq.Await(ctx, c.conn, func() (struct{}, error) {

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -53,6 +55,8 @@ type consumer struct {
 	tags      []string // of what consumes now
 	prefetch  int
 	begun     time.Time
+
+	trying atomic.Pointer[string] // the queue that is just subscribed to
 }
 
 // serve consumes on a connection until it is lost, a queue is gone, or ctx ends.
@@ -60,40 +64,71 @@ func (s *Source) serve(ctx context.Context, conn *amqp.Connection) error {
 	s.mu.Lock()
 	queues := s.want.Queues
 	s.mu.Unlock()
-	var usable []string
-	var unusable error
-	for _, q := range queues {
-		err := s.broker.ensureQueue(ctx, q)
-		if err == nil {
-			usable = append(usable, q)
-			continue
-		}
-		unusable = fmt.Errorf("queue %s: %w", q, err)
-		s.broker.log.Warn("no tickets can come from a queue; its tasks are pulled from the database meanwhile", "queue", q, "error", err)
-	}
+	usable, unusable := s.usable(ctx, queues)
 	if len(usable) == 0 {
-		return unusable
+		return fmt.Errorf("queue %s: %w", queues[0], unusable[queues[0]])
 	}
-	if unusable != nil { // the others must not wait for it: it is tried again on the next connection
+	if len(unusable) > 0 { // the others must not wait for it: it is tried again on the next connection
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, unusableFor)
 		defer cancel()
 	}
-	queues = usable
 	ch, err := await(ctx, func() { go hangUp(conn) }, conn.Channel)
 	if err != nil {
 		return err
 	}
-	c := &consumer{feed: newFeed(ch), source: s, conn: conn, queues: queues}
-	cancels := ch.NotifyCancel(make(chan string, len(queues)+1))
+	c := &consumer{feed: newFeed(ch), source: s, conn: conn, queues: usable}
+	cancels := ch.NotifyCancel(make(chan string, len(usable)+1))
 	gone := ch.NotifyClose(make(chan *amqp.Error, 1))
 	s.attach(c)
 	defer s.attach(nil)
 	if err := c.begin(ctx); err != nil {
 		return err
 	}
+	s.sub.Subscribed(unusable)
 	return c.watch(ctx, gone, cancels)
 }
+
+// usable sees to it that the queues exist, and returns those that can be consumed, as far as is known, and what is wrong with the others.
+func (s *Source) usable(ctx context.Context, queues []string) (usable []string, unusable map[string]error) {
+	unusable = map[string]error{}
+	for _, q := range queues {
+		s.mu.Lock()
+		bar := s.barred[q]
+		s.mu.Unlock()
+		err := bar.why
+		if time.Now().After(bar.until) {
+			err = s.broker.ensureQueue(ctx, q)
+		}
+		if err == nil {
+			usable = append(usable, q)
+			continue
+		}
+		unusable[q] = err
+		s.broker.log.Warn("no tickets can come from a queue; its tasks are pulled from the database meanwhile", "queue", q, "error", err)
+	}
+	return usable, unusable
+}
+
+// barred is a queue that could not be consumed: the others must not wait for it.
+type barred struct {
+	why   error
+	until time.Time
+}
+
+// bar keeps a queue from the next connections for a while, if it is the queue that is to blame.
+func (s *Source) bar(queue string, err error) {
+	refused, said := errors.AsType[*amqp.Error](err)
+	if !errors.Is(err, context.DeadlineExceeded) && (!said || !slices.Contains(queueFaults, refused.Code)) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.barred[queue] = barred{s.broker.unavailable(err), time.Now().Add(unusableFor)}
+}
+
+// queueFaults are the codes with which the broker refuses to let one queue be consumed.
+var queueFaults = []int{amqp.AccessRefused, amqp.NotFound, amqp.ResourceLocked, amqp.PreconditionFailed, amqp.InternalError}
 
 func (s *Source) attach(c *consumer) {
 	s.mu.Lock()
@@ -166,7 +201,22 @@ func (c *consumer) begin(ctx context.Context) error {
 	prefetch := c.source.prefetch()
 	tags, err := await(ctx, func() { go hangUp(c.conn) }, func() ([]string, error) { return c.consume(prefetch) })
 	c.tags, c.prefetch, c.begun = tags, prefetch, time.Now()
+	if q := c.trying.Load(); err != nil && q != nil {
+		if len(c.queues) > 1 {
+			c.source.bar(*q, err)
+		}
+		return fmt.Errorf("queue %s: %w", *q, err)
+	}
 	return err
+}
+
+// room reports whether more of a queue may come, and since when it is consumed.
+func (c *consumer) room(queue string) (begun time.Time, room bool) {
+	if !c.switching.TryLock() {
+		return time.Time{}, false
+	}
+	defer c.switching.Unlock()
+	return c.begun, len(c.tags) > 0 && slices.Contains(c.queues, queue) && c.held(queue) < c.prefetch
 }
 
 func (c *consumer) consume(prefetch int) (tags []string, err error) {
@@ -174,6 +224,7 @@ func (c *consumer) consume(prefetch int) (tags []string, err error) {
 		return nil, err
 	}
 	for _, q := range c.queues {
+		c.trying.Store(&q)
 		tag := "opscore-" + uuid.NewString()
 		deliveries, err := c.ch.Consume(queuePrefix+q, tag, false, false, false, false, nil)
 		if err != nil {
@@ -186,6 +237,7 @@ func (c *consumer) consume(prefetch int) (tags []string, err error) {
 			}
 		})
 	}
+	c.trying.Store(nil)
 	return tags, nil
 }
 
@@ -217,6 +269,17 @@ func (c *consumer) end(ctx context.Context) error {
 	return nil
 }
 
+// look says what is in a queue; see [Subscription].
+func (c *consumer) look(ctx context.Context, queue string) (amqp.Queue, error) {
+	if !c.switching.TryLock() {
+		return amqp.Queue{}, errNotConsumed
+	}
+	defer c.switching.Unlock()
+	return await(ctx, func() { go hangUp(c.conn) }, func() (amqp.Queue, error) {
+		return c.ch.QueueDeclarePassive(queuePrefix+queue, true, false, false, false, nil)
+	})
+}
+
 var errQueueGone = errors.New("a queue that was consumed is gone: it is made again")
 
 // holding reports whether tickets have been held for too long without a slot to claim for.
@@ -237,6 +300,8 @@ func (s *Source) beCareful() {
 // arrived decodes a delivery and puts it into the inbox. What is no ticket of ours is kept as an orphan.
 func (s *Source) arrived(f *feed, queue string, d *amqp.Delivery) {
 	s.stats.tickets.Add(1)
+	f.came(d.DeliveryTag, queue)
+	s.sub.Heard(queue)
 	t, err := decode(s.broker.instance, d.Body)
 	if err == nil && t.Queue != queue {
 		err = fmt.Errorf("it is a ticket of queue %s", t.Queue)

@@ -16,11 +16,33 @@ type feed struct {
 	ch *amqp.Channel
 
 	mu      sync.Mutex
-	low     uint64          // every tag up to here is settled
-	settled map[uint64]bool // those above
+	low     uint64            // every tag up to here is settled
+	settled map[uint64]bool   // those above
+	open    map[uint64]string // the queues of those that are not settled
 }
 
-func newFeed(ch *amqp.Channel) *feed { return &feed{ch: ch, settled: map[uint64]bool{}} }
+func newFeed(ch *amqp.Channel) *feed {
+	return &feed{ch: ch, settled: map[uint64]bool{}, open: map[uint64]string{}}
+}
+
+// came notes that a delivery has come from a queue.
+func (f *feed) came(tag uint64, queue string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.open[tag] = queue
+}
+
+// held returns how many deliveries of a queue are not settled.
+func (f *feed) held(queue string) (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, q := range f.open {
+		if q == queue {
+			n++
+		}
+	}
+	return n
+}
 
 // ack settles deliveries: all below the first one that is not in one frame, the rest one by one.
 func (f *feed) ack(tags []uint64) {
@@ -53,6 +75,7 @@ func (f *feed) nack(tags []uint64, requeue bool) {
 func (f *feed) note(tags []uint64) {
 	for _, tag := range tags {
 		f.settled[tag] = true
+		delete(f.open, tag)
 	}
 	for f.settled[f.low+1] {
 		delete(f.settled, f.low+1)

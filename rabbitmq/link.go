@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -17,6 +18,24 @@ type link struct {
 	session *Session
 	purpose Purpose
 	about   func() amqp.Table // more to be seen among the broker's connections; nil for nothing
+
+	mu     sync.Mutex
+	status trouble // why there is no connection of use
+	served bool    // there has been one
+}
+
+// note says how the link is: nil once a connection is of use.
+func (l *link) note(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.status.note(err)
+	l.served = l.served || err == nil
+}
+
+func (l *link) last() (status trouble, served bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.status, l.served
 }
 
 // Backoff of a link.
@@ -52,7 +71,10 @@ func (l *link) run(ctx context.Context, serve func(context.Context, *amqp.Connec
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil && err.Error() != said {
+		if err != nil {
+			l.note(err)
+		}
+		if err != nil && err.Error() != said && !errors.Is(err, errDeaf) { // that is said already
 			said = err.Error()
 			l.session.log.Warn("no connection to the broker; "+l.purpose.Meanwhile, "purpose", l.purpose.Name, "error", err)
 		}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -102,6 +103,9 @@ func (s *Session) dial(ctx context.Context, purpose string, about amqp.Table) (*
 		raw.Close()
 		return nil, s.unavailable(cmp.Or(context.Cause(ctx), w.failed(), err))
 	}
+	if name, ok := conn.Properties["cluster_name"].(string); ok {
+		s.cluster.Store(&name)
+	}
 	return conn, nil
 }
 
@@ -170,6 +174,8 @@ func meaning(err error) string {
 		return "its certificate, or ours, is not accepted"
 	case isAMQP && e.Code == amqp.AccessRefused && errors.Is(err, amqp.ErrCredentials):
 		return "the user or the password is wrong"
+	case isAMQP && e.Code == amqp.AccessRefused && strings.HasSuffix(e.Reason, "in exclusive use"):
+		return "somebody else consumes the queue alone"
 	case isAMQP && e.Code == amqp.AccessRefused:
 		return "the user lacks a permission: see docs/operations/rabbitmq.md"
 	case isAMQP && e.Code == amqp.NotAllowed:

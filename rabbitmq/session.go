@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
+	"sync/atomic"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -17,6 +19,7 @@ type Session struct {
 	options   Options
 	log       *slog.Logger
 	diagnose  *inspector
+	cluster   atomic.Pointer[string] // its name, once it is known
 
 	ctx    context.Context //nolint:containedctx // the life of the connections, from Connect to Close
 	cancel context.CancelFunc
@@ -57,6 +60,19 @@ func (s *Session) Close() {
 // String names the broker, without a password.
 func (s *Session) String() string { return s.addresses.String() }
 
+// Endpoint implements [opscore.Located] for sources. The name of the cluster is known once there has been a connection.
+func (s *Session) Endpoint(context.Context) (opscore.Endpoint, error) {
+	hosts := make([]string, len(s.addresses.all))
+	for i, a := range s.addresses.all {
+		hosts[i] = a.host()
+	}
+	e := opscore.Endpoint{Kind: "rabbitmq", Address: strings.Join(hosts, ","), Name: s.addresses.all[0].uri.Vhost}
+	if name := s.cluster.Load(); name != nil {
+		e.Instance = *name
+	}
+	return e, nil
+}
+
 // On calls with a fresh channel of a connection that neither publishes nor consumes, and bounds how long it may take. The broker closes a
 // channel on which it refuses something.
 func (s *Session) On(ctx context.Context, with func(*amqp.Channel) error) error {
@@ -73,12 +89,20 @@ const pulled = "tasks are pulled from the database meanwhile"
 // Keep keeps a connection for a purpose until ctx ends or the session is closed: it calls serve with each one, which returns when it is
 // lost, or when the context that it gets ends. about is more to be seen among the broker's connections; it may be nil.
 func (s *Session) Keep(ctx context.Context, purpose Purpose, about func() amqp.Table, serve func(context.Context, *amqp.Connection) error) {
-	l := &link{session: s, purpose: purpose, about: about}
+	s.keep(ctx, &link{session: s, purpose: purpose, about: about}, serve)
+}
+
+func (s *Session) keep(ctx context.Context, l *link, serve func(context.Context, *amqp.Connection) error) {
+	s.during(ctx, func(ctx context.Context) { l.run(ctx, serve) })
+}
+
+// during runs something beside us until ctx ends or the session is closed.
+func (s *Session) during(ctx context.Context, run func(context.Context)) {
 	s.wg.Go(func() {
 		ctx, stop := context.WithCancel(ctx)
 		defer stop()
 		defer context.AfterFunc(s.ctx, stop)()
-		l.run(ctx, serve)
+		run(ctx)
 	})
 }
 

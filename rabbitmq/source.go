@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,7 @@ type Source struct {
 	inbox  *inbox
 	misses *batch.Batch[piece]
 	start  sync.Once
+	sub    *Subscription
 
 	mu       sync.Mutex
 	want     opscore.Claim // the latest
@@ -34,7 +36,8 @@ type Source struct {
 	pulls    pulls
 	parking  parking
 	consumer *consumer
-	resume   chan struct{} // has a token when a parked consumer is wanted again
+	barred   map[string]barred // by queue
+	resume   chan struct{}     // has a token when a parked consumer is wanted again
 
 	stats struct{ tickets, claimed, missed, pulled, parked, orphans atomic.Int64 }
 }
@@ -86,8 +89,12 @@ const (
 
 // Source returns the source of one worker.
 func (b *Broker) Source() *Source {
-	s := &Source{broker: b, store: b.store, inbox: newInbox(), size: 1, heard: map[lane]time.Time{}, pulls: pulls{hits: map[lane]time.Time{}}, resume: make(chan struct{}, 1)}
+	s := &Source{broker: b, store: b.store, inbox: newInbox(), size: 1, heard: map[lane]time.Time{}, pulls: pulls{hits: map[lane]time.Time{}}, barred: map[string]barred{}, resume: make(chan struct{}, 1)}
 	s.misses = batch.New(opscore.DefaultSlots, s.classify)
+	s.sub = &Subscription{
+		Session: b.Session, Purpose: Purpose{"consume", pulled}, About: s.about, Serve: s.serve, Expects: s.expects,
+		Look: s.look,
+	}
 	return s
 }
 
@@ -103,7 +110,7 @@ func (s *Source) Stats() Stats {
 func (s *Source) Next(ctx context.Context, want opscore.Claim) ([]opscore.Task, error) {
 	s.enter(want)
 	defer s.leave()
-	s.start.Do(func() { s.subscribe(ctx) })
+	s.start.Do(func() { s.sub.Start(ctx, want.Queues) })
 	for until := time.Now().Add(pullAfter); ; {
 		wake := s.wake(want) // taken before the look, so that nothing that comes after it is missed
 		s.gather(ctx, want.Max)
@@ -359,11 +366,42 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// subscribe consumes until ctx ends.
-func (s *Source) subscribe(ctx context.Context) {
-	s.broker.Keep(ctx, Purpose{"consume", pulled}, func() amqp.Table {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return amqp.Table{"worker": s.want.Worker.String()}
-	}, s.serve)
+// about says among the broker's connections whose one it is.
+func (s *Source) about() amqp.Table {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return amqp.Table{"worker": s.want.Worker.String()}
+}
+
+// expects reports whether tickets that wait in a queue would have to come, and since when.
+func (s *Source) expects(queue string) (since time.Time, expects bool) {
+	s.mu.Lock()
+	c, free, isFree := s.consumer, s.free, s.asking || time.Since(s.asked) < parkAfter/2
+	s.mu.Unlock()
+	if c == nil || !isFree {
+		return time.Time{}, false
+	}
+	begun, room := c.room(queue)
+	return later(begun, free), room
+}
+
+var errNotConsumed = errors.New("it is not consumed now")
+
+// look declares a queue passively on the channel that its tickets come on.
+func (s *Source) look(ctx context.Context, queue string) (amqp.Queue, error) {
+	s.mu.Lock()
+	c := s.consumer
+	s.mu.Unlock()
+	if c == nil {
+		return amqp.Queue{}, errNotConsumed
+	}
+	return c.look(ctx, queue)
+}
+
+// Checks implements [opscore.Checked].
+func (s *Source) Checks() []opscore.Check { return s.sub.Checks() }
+
+// Endpoint implements [opscore.Located].
+func (s *Source) Endpoint(ctx context.Context) (opscore.Endpoint, error) {
+	return s.broker.Endpoint(ctx)
 }
