@@ -114,7 +114,7 @@ func TestBehaviour106NothingThatKeepsMessagesAwayIsSilent(t *testing.T) {
 	t.Run("a name that is mistyped", func(t *testing.T) {
 		r := newRig(t)
 		r.declare(0, "default")
-		r.work(adders(), &worker{source: dramatiq.Options{Queues: map[string][]string{"defualt": nil}}})
+		r.work(adders(), &worker{source: dramatiq.Options{Queues: map[string][]string{"defaults": nil}}})
 		if !r.logged.has("a queue of Dramatiq's did not exist and was made: is its name right?") {
 			t.Error("it is not said")
 		}

@@ -147,7 +147,7 @@ func TestALogThatNobodyReadsIsShownAndTheWorkGoesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	cmd := opscoreCommand(t, "dev", "--verbose", "--database", "tasks.db")
 	cmd.Stderr = w
 	if err := errors.Join(cmd.Start(), w.Close()); err != nil {
