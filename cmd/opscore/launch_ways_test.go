@@ -175,7 +175,7 @@ func wrapperWays() []way {
 		}},
 		{name: "timeout", argv: []string{"timeout", "300"}, stop: func(l *launch) { l.signal(syscall.SIGTERM) }},
 		{
-			name: "timeout, whose group gets the signal as well", nasty: true, argv: []string{"timeout", "300"},
+			name: "behaviour 104: timeout, whose group gets the signal as well", nasty: true, argv: []string{"timeout", "300"},
 			stop: func(l *launch) {
 				l.stopsInTheMiddle(func() { l.must(syscall.Kill(-l.cmd.Process.Pid, syscall.SIGTERM)) })
 			},

@@ -141,7 +141,7 @@ func answer(t *testing.T, url string) string {
 	return string(body)
 }
 
-func TestALogThatNobodyReadsIsShownAndTheWorkGoesOn(t *testing.T) {
+func TestBehaviour105ALogThatNobodyReadsIsShownAndTheWorkGoesOn(t *testing.T) {
 	t.Parallel()
 	r, w, err := os.Pipe()
 	if err != nil {
