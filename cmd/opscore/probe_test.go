@@ -30,20 +30,24 @@ func newSaid(t *testing.T) (said, *os.File) {
 	return said{f.Name()}, f
 }
 
-// find waits until it matches, and returns the first group.
-func (s said) find(t *testing.T, pattern string) string {
+// find waits until it matches, and returns the match.
+func (s said) find(t *testing.T, pattern string) (found string) {
 	t.Helper()
-	rule := regexp.MustCompile(pattern)
-	var found []string
 	eventuallyTrue(t, pattern, func() bool {
-		text, err := os.ReadFile(s.file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found = rule.FindStringSubmatch(string(text))
-		return found != nil
+		found = s.match(t, pattern)
+		return found != ""
 	})
-	return found[len(found)-1]
+	return found
+}
+
+// match returns what matches by now, or "".
+func (s said) match(t *testing.T, pattern string) string {
+	t.Helper()
+	text, err := os.ReadFile(s.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return regexp.MustCompile(pattern).FindString(string(text))
 }
 
 func TestSystemdLearnsThatAWorkerIsReadyLivesAndStops(t *testing.T) {

@@ -101,8 +101,13 @@ func (f *fleet) hire(args ...string) *member {
 	}
 	f.Cleanup(func() { _ = m.cmd.Process.Kill() }) // what is left after a failure
 	eventuallyTrue(f.T, "a ready worker", func() bool {
-		doc, err := os.ReadFile(ready)
-		return err == nil && json.Unmarshal(doc, &m.info) == nil
+		if doc, err := os.ReadFile(ready); err == nil && json.Unmarshal(doc, &m.info) == nil {
+			return true
+		}
+		if why := m.said.match(f.T, "(?m)^opscore: .*"); why != "" {
+			f.Fatalf("a worker did not start: %s", why)
+		}
+		return false
 	})
 	return m
 }
@@ -233,15 +238,15 @@ func TestAWorkerThatWasStoppedForLongerThanItsLeaseChangesNoOutcome(t *testing.T
 	t.Parallel()
 	tiers(t, func(t *testing.T, tier string) {
 		f := newFleet(t, tier)
-		keeper := f.hire("--queues", "none") // somebody has to take back what zombies had
-		const atOnce = 8
+		keeper := f.hire("--queues", "none")                        // somebody has to take back what zombies had
+		atOnce := map[string]int{"embedded": 2, "cluster": 8}[tier] // one that is stopped in the middle of a write holds up all that share its file
 		var living sync.WaitGroup
 		late, turns := make(chan bool, *zombies), make(chan struct{}, atOnce)
 		for i := range *zombies {
 			turns <- struct{}{}
 			living.Go(func() {
+				defer func() { <-turns }()
 				late <- f.revive(fmt.Sprintf("z%d", i))
-				<-turns
 			})
 		}
 		living.Wait()
