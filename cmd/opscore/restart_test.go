@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -129,6 +130,18 @@ func (m *member) retire() {
 	m.said.find(m.T, `worker drained`)
 }
 
+// awaitWork waits until the worker is in the middle of a task: to stop an idle one shows nothing.
+func (m *member) awaitWork() {
+	m.Helper()
+	eventuallyTrue(m.T, "a worker at work", func() bool {
+		running, err := m.store.List(m.Context(), opscore.Filter{States: []opscore.State{opscore.Running}, Limit: 1000})
+		if err != nil {
+			m.Fatal(err)
+		}
+		return slices.ContainsFunc(running, func(t opscore.Task) bool { return t.Worker == m.info.ID })
+	})
+}
+
 // flood submits tasks, some of which take a moment, until it is stopped, and returns their ids.
 func (f *fleet) flood() (stop func() []opscore.ID) {
 	ctx, cancel := context.WithCancel(f.Context())
@@ -214,6 +227,7 @@ func TestRollingRestartsUnderLoadLoseNothingAndRepeatNothing(t *testing.T) {
 		stop := f.flood()
 		for range *restarts {
 			serving = append(serving, f.hire())
+			serving[0].awaitWork()
 			serving[0].retire()
 			serving = serving[1:]
 		}
