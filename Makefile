@@ -37,7 +37,7 @@ vuln: ## look for known vulnerabilities, if their database can be reached
 race: nodes ## run the tests in random order with the race detector
 	go test -race -shuffle=on -timeout=20m ./...
 
-restarts: nodes ## 100 rolling restarts and 200 zombies, on each tier: about 25 minutes
+restarts: nodes ## 100 rolling restarts and 200 zombies, on each tier
 	go test -timeout=60m -count=1 -v -run 'RollingRestarts|StoppedForLongerThanItsLease' ./cmd/opscore -restarts=100 -zombies=200
 
 bench: ## measure; see docs/benchmarks.md

@@ -121,14 +121,9 @@ func (c *crew) vacate(n int) {
 
 // postpone gives suspects back that another worker may run meanwhile.
 func (c *crew) postpone(suspects []Task) {
-	outcomes := make([]Outcome, len(suspects))
-	for i, t := range suspects {
-		outcomes[i] = Outcome{
-			Task: t.ID, ClaimSeq: t.ClaimSeq, Worker: t.Worker, State: Pending, Uncounted: true, Unstarted: true, Code: CodeLost,
-			Error: fmt.Sprintf("it was lost %d times with its worker and has to run alone: it waits for a worker that does not wait for another such task", t.Lost),
-		}
-	}
-	c.release(outcomes)
+	c.giveBack(suspects, CodeLost, func(t *Task) string {
+		return fmt.Sprintf("it was lost %d times with its worker and has to run alone: it waits for a worker that does not wait for another such task", t.Lost)
+	})
 }
 
 // empty takes all slots, so that nothing runs, and waits until what ran is recorded, so that nothing can be lost with r. It reports false, and
@@ -155,16 +150,9 @@ func (c *crew) empty(ctx context.Context, r *running) bool {
 	return true
 }
 
-// settle waits until no outcome is unrecorded: then the whole backlog can be had. It reports false if ctx ended before.
+// settle waits until no outcome is unrecorded. It reports false if ctx ended before.
 func (c *crew) settle(ctx context.Context) bool {
-	n := 0
-	for ctx.Err() == nil && n < cap(c.backlog) {
-		select {
-		case c.backlog <- struct{}{}:
-			n++
-		case <-ctx.Done():
-		}
-	}
+	n := c.takeBacklog(ctx)
 	for range n {
 		<-c.backlog
 	}

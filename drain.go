@@ -23,7 +23,9 @@ func (c *crew) drain() error {
 		wait(performed, cmp.Or(c.Grace, DefaultGrace), nil)
 	}
 	stuck, released := c.releaseStuck()
-	c.awaitRecorded(cmp.Or(c.Grace, DefaultGrace))
+	recorded, cancel := context.WithTimeout(context.Background(), cmp.Or(c.Grace, DefaultGrace))
+	defer cancel()
+	c.takeBacklog(recorded) // for good: a handler that returns after all finds no room
 	close(c.stop)
 	c.mu.Lock()
 	c.drained.Released, c.drained.Stuck, c.drained.Took = released, stuck, Duration(time.Since(began))
@@ -57,17 +59,16 @@ func wait(done <-chan struct{}, limit time.Duration, hurry <-chan struct{}) bool
 	return false
 }
 
-// awaitRecorded waits until no outcome is unrecorded: then the whole backlog can be had.
-func (c *crew) awaitRecorded(limit time.Duration) {
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	for range cap(c.backlog) {
+// takeBacklog waits until no outcome is unrecorded: then the whole backlog can be had. It returns how much of it was, if ctx ended before.
+func (c *crew) takeBacklog(ctx context.Context) (taken int) {
+	for ctx.Err() == nil && taken < cap(c.backlog) {
 		select {
 		case c.backlog <- struct{}{}:
-		case <-timer.C:
-			return
+			taken++
+		case <-ctx.Done():
 		}
 	}
+	return taken
 }
 
 func (c *crew) cancelAll(cause error) {
@@ -80,11 +81,17 @@ func (c *crew) cancelAll(cause error) {
 
 // handBack releases tasks that were claimed while the worker was told to stop: nobody ran them.
 func (c *crew) handBack(tasks []Task) {
+	c.giveBack(tasks, CodeShutdown, func(*Task) string { return "" })
+}
+
+// giveBack releases tasks that did not start, and says why.
+func (c *crew) giveBack(tasks []Task, code Code, why func(*Task) string) {
 	outcomes := make([]Outcome, len(tasks))
-	for i, t := range tasks {
+	for i := range tasks {
+		t := &tasks[i]
 		outcomes[i] = Outcome{
 			Task: t.ID, ClaimSeq: t.ClaimSeq, Worker: t.Worker, State: Pending,
-			Uncounted: true, Unstarted: true, Code: CodeShutdown,
+			Uncounted: true, Unstarted: true, Code: code, Error: why(t),
 		}
 	}
 	c.release(outcomes)

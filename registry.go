@@ -78,6 +78,9 @@ type WorkerInfo struct {
 	Cause     string      `json:"cause,omitempty"` // why it is gone
 }
 
+// Ready reports whether the worker says that it takes tasks, and that none of its checks has failed.
+func (w *WorkerInfo) Ready() bool { return w.State == WorkerReady && len(w.Report.Failed()) == 0 }
+
 // About is what does not change while a worker lives, besides its work.
 type About struct {
 	Process   Process    `json:"process"`

@@ -98,7 +98,7 @@ func (w worker) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	isReady := 0.0
-	if ready(&info) {
+	if info.Ready() {
 		isReady = 1
 	}
 	gauge(descReady, isReady)

@@ -86,7 +86,7 @@ func (p *Probe) ready(w http.ResponseWriter, details bool) {
 	body := readiness{State: opscore.WorkerBooting}
 	if info.State != "" {
 		body.State = info.State
-		body.Ready = ready(&info)
+		body.Ready = info.Ready()
 		if details {
 			body.Worker, body.Checks = &info.ID, info.Report.Checks
 		}
@@ -103,10 +103,6 @@ func (p *Probe) ready(w http.ResponseWriter, details bool) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_, _ = w.Write(append(doc, '\n')) // the client may have gone
-}
-
-func ready(info *opscore.WorkerInfo) bool {
-	return info.State == opscore.WorkerReady && len(info.Report.Failed()) == 0
 }
 
 func plain(w http.ResponseWriter, status int, text string) {

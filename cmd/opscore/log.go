@@ -127,7 +127,7 @@ func (w *lineWriter) dropped() int64 {
 	return w.total
 }
 
-// stalled returns since when a write is stuck; 0 if none is.
+// stalled returns for how long a write has been stuck; 0 if none is.
 func (w *lineWriter) stalled() time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -141,14 +141,15 @@ func (w *lineWriter) stalled() time.Duration {
 func (w *lineWriter) tell(r *opscore.Report) {
 	r.LogDropped = w.dropped()
 	check := opscore.Check{Name: opscore.CheckLog, State: opscore.CheckOK}
-	if since := w.stalled(); since > 0 {
-		check.State, check.Since = opscore.CheckDegraded, time.Now().Add(-since).UTC()
+	if stuck := w.stalled(); stuck > 0 {
+		check.State, check.Since = opscore.CheckDegraded, time.Now().Add(-stuck).UTC()
 		check.Text = "nobody reads it: the line that is being written waits; work goes on, and lines are dropped once too many wait"
 	}
 	r.Add(check)
-	for name, f := range map[string]*os.File{"stdout": os.Stdout, "stderr": os.Stderr} {
+	for _, f := range []*os.File{os.Stdout, os.Stderr} {
 		if pipeFull(f) {
-			r.Add(opscore.Check{Name: opscore.CheckLog, State: opscore.CheckDegraded, Text: name + " is full: its reader does not read"})
+			text := filepath.Base(f.Name()) + " is full: its reader does not read"
+			r.Add(opscore.Check{Name: opscore.CheckLog, State: opscore.CheckDegraded, Text: text})
 		}
 	}
 }

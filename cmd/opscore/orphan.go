@@ -282,13 +282,9 @@ many there are, unless --yes is given as well.`,
 		Example: `  opscore orphan drop 01890a5d-ac96-774b-bcce-b302099a8057
   opscore orphan drop --reason undecodable --older-than 168h --yes`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var ids []opscore.ID
-			for _, text := range args {
-				id, err := parseOrphanID(text)
-				if err != nil {
-					return err
-				}
-				ids = append(ids, id)
+			ids, err := parseIDs(args, parseOrphanID)
+			if err != nil {
+				return err
 			}
 			switch some := f.given || all; {
 			case len(ids) == 0 && !some:

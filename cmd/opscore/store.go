@@ -106,6 +106,18 @@ func parseID(text string) (opscore.ID, error) {
 	return id, nil
 }
 
+// parseIDs reads several with one of the functions that read one.
+func parseIDs(args []string, parse func(string) (opscore.ID, error)) (ids []opscore.ID, err error) {
+	for _, arg := range args {
+		id, err := parse(arg)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
 // caller names who pauses, cancels and retries.
 func caller() string {
 	name := "unknown"

@@ -215,13 +215,9 @@ A supervisor may start them again. With --wait it returns when they are gone; in
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var ids []opscore.ID
-			for _, arg := range args {
-				id, err := parseWorkerID(arg)
-				if err != nil {
-					return err
-				}
-				ids = append(ids, id)
+			ids, err := parseIDs(args, parseWorkerID)
+			if err != nil {
+				return err
 			}
 			return a.with(cmd, existing, func(ctx context.Context, s *session) error { return s.stopWorkers(ctx, ids, o) })
 		},
@@ -288,20 +284,30 @@ func (s *session) sayAsked(targets []opscore.WorkerInfo, asked []opscore.ID) {
 
 // awaitGone returns when the workers have left the registry.
 func (s *session) awaitGone(ctx context.Context, ids []opscore.ID) error {
+	return s.watchWorkers(ctx, func(present []opscore.WorkerInfo) (bool, error) {
+		return !slices.ContainsFunc(present, func(w opscore.WorkerInfo) bool { return slices.Contains(ids, w.ID) }), nil
+	})
+}
+
+// watchWorkers looks at the workers that are not gone again and again, until done says yes or fails, or a signal ends it.
+func (s *session) watchWorkers(ctx context.Context, done func([]opscore.WorkerInfo) (bool, error)) error {
 	ctx, _, release := interruptible(ctx, nil)
 	defer release()
 	for {
-		present, err := s.store.Workers(ctx, 0)
-		if err != nil && ctx.Err() == nil {
+		workers, err := s.store.Workers(ctx, 0)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
 			return err
 		}
-		if err == nil && !slices.ContainsFunc(present, func(w opscore.WorkerInfo) bool { return slices.Contains(ids, w.ID) }) {
-			return nil
+		if is, err := done(workers); is || err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
@@ -342,28 +348,17 @@ func (o waitOptions) wants(w *opscore.WorkerInfo) bool {
 }
 
 func (s *session) awaitReady(ctx context.Context, o waitOptions) error {
-	ctx, _, release := interruptible(ctx, nil)
-	defer release()
-	deadline := time.After(o.timeout)
-	for {
-		workers, err := s.store.Workers(ctx, 0)
-		if err != nil {
-			return cmp.Or(context.Cause(ctx), err)
+	began := time.Now()
+	return s.watchWorkers(ctx, func(workers []opscore.WorkerInfo) (bool, error) {
+		ready := slices.DeleteFunc(slices.Clone(workers), func(w opscore.WorkerInfo) bool { return !w.Live || !w.Ready() || !o.wants(&w) })
+		switch {
+		case len(ready) >= o.count:
+			return true, s.sayReady(ready)
+		case time.Since(began) >= o.timeout:
+			return false, o.missing(len(ready), workers)
 		}
-		ready := slices.DeleteFunc(slices.Clone(workers), func(w opscore.WorkerInfo) bool {
-			return !w.Live || w.State != opscore.WorkerReady || len(w.Report.Failed()) > 0 || !o.wants(&w)
-		})
-		if len(ready) >= o.count {
-			return s.sayReady(ready)
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-deadline:
-			return o.missing(len(ready), workers)
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+		return false, nil
+	})
 }
 
 func (s *session) sayReady(workers []opscore.WorkerInfo) error {
