@@ -206,7 +206,7 @@ A supervisor may start them again. With --wait it returns when they are gone; in
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case o.all && len(args) > 0:
-				return usagef("--all and the id of a worker exclude each other")
+				return usagef("--all leaves no worker to be named: what does %q mean?", args[0])
 			case !o.all && len(args) == 0:
 				return usagef("which worker? Give its id, as opscore worker list shows it, or --all")
 			case !o.all && cmd.Flags().Changed("older-than"):
