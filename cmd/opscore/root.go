@@ -50,7 +50,7 @@ func (a *app) rootCommand() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("work", a.runCommand(), a.devCommand(), a.workerCommand(), a.submitCommand(), a.sendCommand())
+	add("work", a.runCommand(), a.devCommand(), a.workerCommand(), a.submitCommand(), a.sendCommand(), a.demoCommand())
 	add("look", a.taskCommand(), a.queueCommand(), a.orphanCommand())
 	add("admin", a.migrateCommand(), a.configCommand(), a.versionCommand())
 	return root
