@@ -79,7 +79,9 @@ func (c Cause) fix(remedies ...Remedy) Cause {
 }
 
 // act is a remedy that only a person can do.
-func act(format string, args ...any) Remedy { return Remedy{Action: visible(fmt.Sprintf(format, args...))} }
+func act(format string, args ...any) Remedy {
+	return Remedy{Action: visible(fmt.Sprintf(format, args...))}
+}
 
 // command is a remedy to be executed: args are words of it, from wherever they come. A word that a terminal, or the program, could take for
 // something else is not put into a command: then it is an action, with the word quoted.

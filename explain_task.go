@@ -11,11 +11,11 @@ import (
 // ended says how a task ended.
 func (v *view) ended() []Cause {
 	t := v.Task
-	switch {
-	case t.State == Completed:
+	if t.State == Completed {
 		return []Cause{because(CauseCompleted, "task %s was completed %s ago", t.ID, v.ago(t.FinishedAt)).since(t.FinishedAt).
 			with(SourceStore, "state", t.State).with(SourceStore, "finished", moment(t.FinishedAt))}
-	case t.State == Cancelled:
+	}
+	if t.State == Cancelled {
 		return []Cause{because(CauseCancelled, "task %s was cancelled by %s %s ago", t.ID, cmp.Or(t.CancelledBy, "somebody"), v.ago(t.FinishedAt)).
 			since(t.FinishedAt).with(SourceStore, "cancelled by", t.CancelledBy).with(SourceStore, "cancelled", moment(t.CancelRequestedAt)).
 			fix(safe(command("opscore task retry %s", t.ID)))}
@@ -202,10 +202,10 @@ func (v *view) waiting() (causes []Cause, waits bool) {
 		c = c.with(SourceStore, "last attempt", strings.TrimSuffix(string(t.Code)+": "+clip(firstLine(t.Error), 300), ": "))
 		c = c.with(SourceStore, "attempt", fmt.Sprintf("%d of %d", t.Attempt, t.MaxAttempts))
 	}
-	switch {
-	case t.Code == CodeArgsIncompatible:
+	if t.Code == CodeArgsIncompatible {
 		c = c.fix(act("deploy a build of the worker that takes the args of task %s", t.ID), command("opscore task cancel %s", t.ID))
-	case t.Code == CodeLost:
+	}
+	if t.Code == CodeLost {
 		c = c.with(SourceStore, "lost", fmt.Sprintf("%d of %d", t.Lost, MaxLost))
 		if w := v.lastOwner(); w != nil {
 			if dead := v.oom(w); dead != nil {

@@ -158,8 +158,12 @@ var explanations = []struct {
 	{opscore.CauseOrphan, all(missing(ago(time.Minute)), func(f *opscore.Facts) {
 		f.Orphans = []opscore.Orphan{{ID: f.ID, Message: f.ID, Queue: "q", Reason: opscore.CodeActorUnknown, Why: "no live worker has actor x", Count: 2}}
 	}), []string{"2 times", "no live worker has actor x"}, "opscore orphan adopt ", nil},
-	{opscore.CauseTransactionOpen, all(missing(ago(5*time.Minute)), func(f *opscore.Facts) { f.Database.Idle = []opscore.Backend{backend} }),
-		[]string{"1234", "billing", "10.0.0.9:5544", "idle in transaction"}, `psql "$OPSCORE_DATABASE_URL" -c 'SELECT pg_terminate_backend(1234)'`, []string{opscore.CauseNeverCommitted}},
+	{
+		opscore.CauseTransactionOpen, all(missing(ago(5*time.Minute)), func(f *opscore.Facts) { f.Database.Idle = []opscore.Backend{backend} }),
+		[]string{"1234", "billing", "10.0.0.9:5544", "idle in transaction"},
+		`psql "$OPSCORE_DATABASE_URL" -c 'SELECT pg_terminate_backend(1234)'`,
+		[]string{opscore.CauseNeverCommitted},
+	},
 	{opscore.CauseNeverCommitted, missing(ago(time.Minute)), []string{"db:5432/app/opscore", "1m", "mine"}, "look how the submitting transaction ended", nil},
 	{opscore.CausePruned, missing(ago(8 * 24 * time.Hour)), []string{"8 days ago", "7 days"}, "", nil},
 	{opscore.CauseOtherDatabase, missing(ago(40 * 24 * time.Hour)), []string{"2026-03-25", "2026-04-04"}, "ask the database that the submitter uses", nil},
@@ -170,8 +174,13 @@ var explanations = []struct {
 	{opscore.CauseSnoozed, waits(opscore.CodeSnoozed), []string{"in 4s"}, "", nil},
 	{opscore.CauseHandedBack, waits(opscore.CodeShutdown), []string{"shutdown"}, "", nil},
 	{opscore.CauseArgsIncompatible, waits(opscore.CodeArgsIncompatible), []string{"boom"}, "deploy a build", nil},
-	{opscore.CauseQueuePaused, func(f *opscore.Facts) { f.Queues[0].Paused = &opscore.Pause{Queue: "q", By: "ann", At: ago(time.Hour), Comment: "new disk"} },
-		[]string{"ann", "2026-05-04T11:00:00Z", "new disk"}, "opscore queue resume q", nil},
+	{
+		opscore.CauseQueuePaused, func(f *opscore.Facts) {
+			f.Queues[0].Paused = &opscore.Pause{Queue: "q", By: "ann", At: ago(time.Hour), Comment: "new disk"}
+		},
+		[]string{"ann", "2026-05-04T11:00:00Z", "new disk"},
+		"opscore queue resume q", nil,
+	},
 	{opscore.CauseSlotsBusy, busy, []string{"2 of 2", "5m", otherID.String(), "slow"}, "", nil},
 	{opscore.CauseSlotsBusy, all(busy, inFront(7, 0, 2)), []string{"2 of 2"}, "", []string{opscore.CauseBehindOthers}},
 	{opscore.CauseBehindOthers, inFront(7, 0, 2), []string{"number 8 in line", "4s"}, "", nil},
@@ -227,7 +236,9 @@ var explanations = []struct {
 		q.Consuming = append(q.Consuming, opscore.Consumer{Tag: "t2", Worker: otherID, Host: "attic", PID: 55, Instance: "theirs"})
 	}), []string{"theirs", "mine", "55", "attic"}, "give process 55 on host attic", []string{opscore.CauseReady}},
 
-	{opscore.CauseBrokerUnreachable, broker(func(b *opscore.BrokerFacts) { b.Reached, b.Err, b.Queues = opscore.BrokerNone, "connection refused", nil }), []string{"mq:5672", "connection refused"}, "start RabbitMQ at mq:5672", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerUnreachable, broker(func(b *opscore.BrokerFacts) {
+		b.Reached, b.Err, b.Queues = opscore.BrokerNone, "connection refused", nil
+	}), []string{"mq:5672", "connection refused"}, "start RabbitMQ at mq:5672", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerFrozen, broker(func(b *opscore.BrokerFacts) { b.Reached, b.Err, b.Queues = opscore.BrokerTLS, "i/o timeout", nil }), []string{"mq:5672", "i/o timeout"}, "continue or restart RabbitMQ at mq:5672", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerTLS, broker(func(b *opscore.BrokerFacts) { b.Reached, b.Err, b.Queues = opscore.BrokerTCP, "unknown authority", nil }), []string{"unknown authority"}, "mend the certificate", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerLoginRefused, broker(func(b *opscore.BrokerFacts) {
@@ -389,14 +400,18 @@ func TestExamineNamesWhatWouldStopTasksFirst(t *testing.T) {
 		{gone("stopped"), []string{opscore.CauseNoWorker}},
 		{worker(func(w *opscore.WorkerInfo) { w.Actors = nil }), []string{opscore.CauseActorUnknown}},
 		{broker(func(b *opscore.BrokerFacts) { b.Blocked = "low on disk" }), []string{opscore.CauseBrokerAlarm}},
-		{all(broker(func(b *opscore.BrokerFacts) { b.Blocked = "low on disk" }), func(f *opscore.Facts) { f.Database.ReadOnly = true }),
-			[]string{opscore.CauseDatabaseReadOnly, opscore.CauseBrokerAlarm}},
+		{
+			all(broker(func(b *opscore.BrokerFacts) { b.Blocked = "low on disk" }), func(f *opscore.Facts) { f.Database.ReadOnly = true }),
+			[]string{opscore.CauseDatabaseReadOnly, opscore.CauseBrokerAlarm},
+		},
 		{func(f *opscore.Facts) { f.Queues[0].Paused = &opscore.Pause{Queue: "q", By: "ann"} }, []string{opscore.CauseQueuePaused}},
 		{func(f *opscore.Facts) { f.Host.Processes[0].State = "T" }, []string{opscore.CauseWorkerStopped}},
 		{func(f *opscore.Facts) { f.Queues[0].Lines, f.Host.Processes[0].State = nil, "T" }, []string{opscore.CauseWorkerStopped}},
 		{all(storeFails, func(f *opscore.Facts) { f.Database = nil }), []string{opscore.CauseDatabaseUnreachable}},
-		{all(running, gone("its process is dead"), func(f *opscore.Facts) { f.Queues[0].Lines = nil; f.Workers[0].GoneAt = ago(time.Hour) }),
-			[]string{opscore.CauseNoWorker, opscore.CauseNoKeeper}},
+		{
+			all(running, gone("its process is dead"), func(f *opscore.Facts) { f.Queues[0].Lines = nil; f.Workers[0].GoneAt = ago(time.Hour) }),
+			[]string{opscore.CauseNoWorker, opscore.CauseNoKeeper},
+		},
 	} {
 		f := healthy()
 		tc.change(&f)
@@ -444,7 +459,7 @@ func checkRemedy(t *testing.T, what, name string, r opscore.Remedy) {
 	}
 	dir := t.TempDir()
 	show := `for p in opscore rabbitmqctl kill psql; do eval "$p() { printf '<%s>' $p \"\$@\"; }"; done; ` + r.Command
-	cmd := exec.Command("sh", "-c", show)
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", show)
 	cmd.Dir = dir
 	out, err := cmd.CombinedOutput()
 	if err != nil {
