@@ -10,8 +10,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/doctor"
 	"github.com/opscore/opscore/internal/nodes"
@@ -112,7 +110,7 @@ func TestAStoreThatHangsIsNotWaitedFor(t *testing.T) {
 		release := make(chan struct{})
 		defer close(release)
 		deaf := gatherer(func(context.Context, *opscore.Facts) (opscore.Facts, error) { <-release; return opscore.Facts{}, nil })
-		id := uuid.Must(uuid.NewV7())
+		id := opscore.ID{6: 0x70, 8: 0x80}
 		known := opscore.ID{}
 		host := gatherer(func(_ context.Context, f *opscore.Facts) (opscore.Facts, error) {
 			known = f.ID
