@@ -31,7 +31,9 @@ func (c *crew) about(ctx context.Context) About {
 	a := About{Process: self()}
 	for _, x := range c.connected() {
 		if l, ok := x.(Located); ok {
-			if e, err := l.Endpoint(ctx); err == nil && !slices.Contains(a.Endpoints, e) {
+			e, err := l.Endpoint(ctx)
+			e.Origin = c.Origins[e.Kind]
+			if err == nil && !slices.Contains(a.Endpoints, e) {
 				a.Endpoints = append(a.Endpoints, e)
 			}
 		}
