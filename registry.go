@@ -101,6 +101,11 @@ type Process struct {
 	Go      string    `json:"go"`
 	Stdout  string    `json:"stdout"` // tty, file, pipe, socket, null (also if it was closed) or other
 	Stderr  string    `json:"stderr"`
+
+	Space    string `json:"pid_space,omitempty"`     // where its id is one: the boot of the system, and the namespace
+	Ticks    int64  `json:"start_ticks,omitempty"`   // when it started, as the kernel counts from its boot
+	Group    string `json:"control_group,omitempty"` // that counts its memory
+	OOMKills int    `json:"oom_kills,omitempty"`     // that the group had counted when it registered
 }
 
 // Endpoint is what a worker is connected to, told apart from others of its kind and without secrets.
@@ -109,6 +114,13 @@ type Endpoint struct {
 	Address  string `json:"address,omitempty"` // host:port
 	Name     string `json:"name"`              // the file, the database and its schema, the virtual host
 	Instance string `json:"instance,omitempty"`
+	Origin   string `json:"origin,omitempty"` // who said that it be used: a flag, a variable, a file, or nobody: default
+}
+
+// Same reports whether both are the same place, whoever named it.
+func (e Endpoint) Same(f Endpoint) bool {
+	e.Origin = f.Origin
+	return e == f
 }
 
 // String names the endpoint for people.
@@ -170,7 +182,7 @@ const (
 	CheckLog      = "log"      // it is read fast enough
 )
 
-// Checked is implemented by sources that can say how they are.
+// Checked is implemented by stores and sources that can say how they are.
 type Checked interface {
 	Checks() []Check
 }

@@ -30,17 +30,18 @@ const (
 type Worker struct {
 	Store     Store
 	Handlers  Handlers
-	Queues    []string        // to listen to; empty means the handlers' own queues
-	Sources   []Source        // empty means FromStore(Store, 0)
-	Slots     int             // running tasks at most; 0 means 100: a slot is a goroutine
-	Drain     time.Duration   // how long running tasks may finish after Run's context ends; 0 means 20 s
-	Grace     time.Duration   // how long after that handlers have to heed their cancelled context; 0 means 5 s
-	Hurry     <-chan struct{} // closed to skip what is left of Drain
-	Lease     time.Duration   // without a heartbeat for so long, its tasks are given to others; 0 means 30 s
-	MaxResult int             // bytes of a result; 0 means 1 MiB
-	Adapter   Adapter         // for tasks that were made of another system's messages; nil means that they are given back
-	Build     string          // empty means what the binary knows of its version
-	Log       *slog.Logger    // nil means [slog.Default]
+	Queues    []string          // to listen to; empty means the handlers' own queues
+	Sources   []Source          // empty means FromStore(Store, 0)
+	Slots     int               // running tasks at most; 0 means 100: a slot is a goroutine
+	Drain     time.Duration     // how long running tasks may finish after Run's context ends; 0 means 20 s
+	Grace     time.Duration     // how long after that handlers have to heed their cancelled context; 0 means 5 s
+	Hurry     <-chan struct{}   // closed to skip what is left of Drain
+	Lease     time.Duration     // without a heartbeat for so long, its tasks are given to others; 0 means 30 s
+	MaxResult int               // bytes of a result; 0 means 1 MiB
+	Adapter   Adapter           // for tasks that were made of another system's messages; nil means that they are given back
+	Build     string            // empty means what the binary knows of its version
+	Origins   map[string]string // who said what it is connected to, by the kind of [Endpoint]; the registry shows it
+	Log       *slog.Logger      // nil means [slog.Default]
 	OnEvent   func(Event)
 	OnReady   func(WorkerInfo) // called once the worker is registered, its store answers and it takes tasks
 	OnReport  func(*Report)    // completes what the worker says of itself, at least at each heartbeat

@@ -13,11 +13,17 @@ import (
 
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/doctor"
+	"github.com/opscore/opscore/host"
+	"github.com/opscore/opscore/postgres"
 )
 
 // sources are those that know of facts besides the store. This is where they are wired.
-func (c *config) sources(database) []doctor.Source {
-	return nil
+func (c *config) sources(place database) []doctor.Source {
+	sources := []doctor.Source{{Name: "host", Gatherer: host.Inspector{}}}
+	if p, ok := place.(postgresPlace); ok {
+		sources = append(sources, doctor.Source{Name: "postgres", At: p.String(), Gatherer: postgres.Inspector{URL: p.url, Options: p.options()}})
+	}
+	return sources
 }
 
 func (a *app) explainCommand() *cobra.Command {
