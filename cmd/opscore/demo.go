@@ -31,7 +31,7 @@ func (a *app) staleWorkerCommand() *cobra.Command {
 		Short: "A forgotten worker holds a task, and the new one is ready and idle",
 		Long: `Stale-worker plays the story that opscore was made after: a worker that somebody started yesterday, and suspended with Ctrl-Z in a
 terminal that nobody looks at, holds a task. Today's worker says that it is ready, and does nothing. The demo asks opscore explain, does what
-it says, and shows the completed task. It takes a few seconds. All that it executes is shown first, as you would type it.`,
+it says, and shows the completed task. It takes a few seconds, and needs Linux, which tells opscore that a process is stopped. All that it executes is shown, as you would type it.`,
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.play(cmd.Context(), (*stage).staleWorker) },
 	}
@@ -84,7 +84,7 @@ func (s *stage) setUp() error {
 			s.env = append(s.env, v)
 		}
 	}
-	s.env = append(s.env, "PATH="+s.dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	s.env = append(s.env, "PATH="+s.dir+string(os.PathListSeparator)+os.Getenv("PATH"), "OPSCORE_DATABASE_URL="+filepath.Join(s.dir, "opscore.db"))
 	return nil
 }
 
