@@ -27,6 +27,7 @@ var arrows = map[string][]string{
 	"sqlite":                  {".", "internal/batch", "modernc.org/sqlite", "github.com/pressly/goose/v3"},
 	"postgres":                {".", "github.com/google/uuid", "github.com/jackc/pgx/v5", "github.com/pressly/goose/v3"},
 	"rabbitmq":                {".", "internal/batch", "github.com/google/uuid", "github.com/rabbitmq/amqp091-go"},
+	"doctor":                  {"."},
 	"host":                    {".", "golang.org/x/sys/unix"},
 	"dramatiq":                {".", "rabbitmq", "github.com/google/uuid", "github.com/rabbitmq/amqp091-go"},
 	"storetest":               {".", "github.com/google/uuid", "pgregory.net/rapid"},

@@ -28,7 +28,7 @@ func (w *Worker) Info() WorkerInfo {
 func (c *crew) about(ctx context.Context) About {
 	ctx, cancel := context.WithTimeout(ctx, HeartbeatEvery)
 	defer cancel()
-	a := About{Process: self()}
+	a := About{Process: self(), Canaries: true}
 	for _, x := range c.connected() {
 		if l, ok := x.(Located); ok {
 			e, err := l.Endpoint(ctx)

@@ -85,11 +85,12 @@ func (w *WorkerInfo) Ready() bool { return w.State == WorkerReady && len(w.Repor
 type About struct {
 	Process   Process    `json:"process"`
 	Endpoints []Endpoint `json:"endpoints"` // the store first
+	Canaries  bool       `json:"canaries"`  // it runs those of its queues; older builds do not
 }
 
 // Takes reports whether the worker listens to the queue and has the actor: whether it could run such a task.
 func (w *WorkerInfo) Takes(queue, actor string) bool {
-	return slices.Contains(w.Queues, queue) && slices.Contains(w.Actors, actor)
+	return slices.Contains(w.Queues, queue) && (slices.Contains(w.Actors, actor) || actor == CanaryActor && w.Canaries)
 }
 
 // Process is how a worker was started. What the system does not tell is empty.

@@ -132,7 +132,7 @@ func (c *crew) releaseStuck() (names []string, released int) {
 			ignored := fmt.Errorf("%w\n\n%s", errIgnored, stack)
 			o.Error = errorText(ignored)
 			if errors.Is(why, errTimeout) || errors.Is(why, errCancelled) {
-				o = outcome(&r.task, nil, ignored, why, c.Handlers[r.task.Actor].retry, rand.Float64())
+				o = outcome(&r.task, nil, ignored, why, c.handler(r.task.Actor).retry, rand.Float64())
 			}
 		}
 		o.Log = r.run.notes.end()
