@@ -178,13 +178,20 @@ type ProcessFacts struct {
 	Args     []string   `json:"args,omitempty"`  // without what may be secret, and shortened
 	Dir      string     `json:"dir,omitempty"`
 	Pipes    []PipeFill `json:"pipes,omitempty"`     // its stdout and stderr, where they are pipes
-	OOMKills int        `json:"oom_kills,omitempty"` // that its control group counts
+	OOMKills int        `json:"oom_kills,omitempty"` // that its control group has counted since it registered
+	Frozen   bool       `json:"frozen,omitempty"`    // its control group does not let it run
+	// Of one that is not registered, what it was told to use: by its arguments, or by those of our variables that its environment has.
+	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }
 
 // PipeFill is how full a pipe is, and who should read it.
 type PipeFill struct {
-	FD       int   `json:"fd"`
-	Buffered int   `json:"buffered"`          // bytes
-	Size     int   `json:"size"`              // bytes
-	Readers  []int `json:"readers,omitempty"` // pids of other processes that have its other end
+	FD       int    `json:"fd"`
+	Name     string `json:"name"`                     // that the system has for it
+	Buffered int    `json:"buffered"`                 // bytes
+	Size     int    `json:"size"`                     // bytes; 0 if it may not be looked into
+	Full     bool   `json:"full"`                     // it takes nothing: small writes may fill it before all its bytes are used
+	Broken   bool   `json:"broken,omitempty"`         // it has no reader any more
+	Readers  []int  `json:"readers,omitempty"`        // pids of processes that have its other end
+	Hidden   bool   `json:"readers_hidden,omitempty"` // there may be readers that may not be seen
 }
