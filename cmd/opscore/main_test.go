@@ -19,7 +19,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"opscore": main})
+	testscript.Main(m, map[string]func(){"opscore": main, "accomplice": accomplice})
 }
 
 // TestScripts runs testdata/*.txtar, which read as the manual of each command. What they say holds on SQLite.
