@@ -85,10 +85,13 @@ func (s *scene) transaction(app, sql string, args ...any) (pid string, tx pgx.Tx
 // rowLocked: a report has locked the target's row and forgotten it.
 func rowLocked(s *scene) want {
 	s.submit()
-	pid, _ := s.transaction("report", "SELECT FROM opscore.task WHERE id = $1 FOR UPDATE", s.target)
+	pid, tx := s.transaction("report", "SELECT FROM opscore.task WHERE id = $1 FOR UPDATE", s.target)
 	s.worker()
 	s.until("the end of the other tasks", func() bool { return s.counted(opscore.Completed) == backdrop })
-	return want{codes: []string{opscore.CauseRowLocked}, evidence: []string{pid, "report"}, remedy: byCommand}
+	return want{
+		codes: []string{opscore.CauseRowLocked}, evidence: []string{pid, "report"}, remedy: byCommand,
+		undo: func() { s.must(tx.Rollback(s.Context())) },
+	}
 }
 
 // counted counts the tasks in a state.
@@ -107,7 +110,7 @@ func (s *scene) counted(state opscore.State) (n int64) {
 // tableLocked: somebody has the table, and a migration waits behind him.
 func tableLocked(s *scene) want {
 	s.busy(4)
-	pid, _ := s.transaction("backup", "LOCK TABLE opscore.task IN ACCESS SHARE MODE")
+	pid, tx := s.transaction("backup", "LOCK TABLE opscore.task IN ACCESS SHARE MODE")
 	waiter := s.connect("migration")
 	ctx, cancel := context.WithCancel(s.Context())
 	gone := make(chan struct{})
@@ -120,7 +123,10 @@ func tableLocked(s *scene) want {
 		<-gone
 	})
 	s.until("a migration that waits", func() bool { return s.backends(`application_name = 'migration' AND wait_event_type = 'Lock'`) == 1 })
-	return want{codes: []string{opscore.CauseTableLocked}, evidence: []string{pid, "backup"}, remedy: byCommand}
+	return want{
+		codes: []string{opscore.CauseTableLocked}, evidence: []string{pid, "backup"}, remedy: byCommand,
+		undo: func() { s.must(tx.Rollback(s.Context())) },
+	}
 }
 
 // readOnly: the server takes no writes any more.

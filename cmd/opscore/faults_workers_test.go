@@ -40,13 +40,13 @@ func noWorker(s *scene) want {
 	last := s.worker()
 	last.stop()
 	s.submit()
-	return want{codes: []string{opscore.CauseNoWorker}, evidence: []string{last.info.ID.String()}, remedy: byCommand}
+	return want{codes: []string{opscore.CauseNoWorker}, evidence: []string{last.info.ID.String()}, remedy: byCommand, undo: func() { s.worker() }}
 }
 
 func queueNotListened(s *scene) want {
 	s.worker("--queues", "mail")
 	s.submit()
-	return want{codes: []string{opscore.CauseQueueNotListened}, evidence: []string{"mail"}, remedy: byCommand}
+	return want{codes: []string{opscore.CauseQueueNotListened}, evidence: []string{"mail"}, remedy: byCommand, undo: func() { s.worker() }}
 }
 
 // actorNotRegistered: a worker of another release is there, without the actor.
@@ -66,7 +66,10 @@ func queuePaused(s *scene) want {
 	s.worker()
 	s.opscore("queue", "pause", "default", "--comment", "until the printer is repaired")
 	s.submit()
-	return want{codes: []string{opscore.CauseQueuePaused}, evidence: []string{"until the printer is repaired"}, remedy: byCommand}
+	return want{
+		codes: []string{opscore.CauseQueuePaused}, evidence: []string{"until the printer is repaired"}, remedy: byCommand,
+		undo: func() { s.opscore("queue", "resume", "default") },
+	}
 }
 
 func allSlotsBusy(s *scene) want {
@@ -82,7 +85,7 @@ func workerStopped(s *scene) want {
 	s.submitActor("wait")
 	s.await("the target to run", func(t opscore.Task) bool { return t.State == opscore.Running })
 	w.freeze()
-	return want{codes: []string{opscore.CauseWorkerStopped}, evidence: []string{w.pid(), "T"}, remedy: byCommand}
+	return want{codes: []string{opscore.CauseWorkerStopped}, evidence: []string{w.pid(), "T"}, remedy: byCommand, undo: func() { w.signal(syscall.SIGCONT) }}
 }
 
 // freeze stops the process until somebody lets it go on.
@@ -204,7 +207,10 @@ func handlerDeadlock(s *scene) want {
 		})
 	})
 	s.program([]string{"accomplice", "behave"}, nil)
-	return want{codes: []string{opscore.CauseHandlerStuck}, evidence: []string{w.pid(), "1s", s.target.String()}, remedy: byCommand}
+	return want{
+		codes: []string{opscore.CauseHandlerStuck}, evidence: []string{w.pid(), "1s", s.target.String()}, remedy: byCommand,
+		undo: w.kill,
+	}
 }
 
 // defaultDatabaseUsed: the worker was started without the variable that names the database, and works for the default file.
