@@ -2,7 +2,7 @@
 LINT_VERSION := 2.15.0
 LINT := .bin/golangci-lint
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lint vet mod vuln race bench restarts nodes $(LINT)
+.PHONY: help run test docs check fmt lint vet mod vuln race bench restarts nodes $(LINT)
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -12,6 +12,10 @@ run: ## run one task from end to end and print its result
 
 test: nodes ## run the tests
 	go test -timeout=20m ./...
+
+docs: ## write docs/causes.md, which is made of the table in causes.go
+	go test -count=1 -run '^TestTheListOfCausesIsWhatTheTableSays$$' . -docs
+
 check: lint vet mod vuln race ## all that CI checks
 
 fmt: $(LINT) ## format the code

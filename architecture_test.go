@@ -30,12 +30,13 @@ var arrows = map[string][]string{
 	"dramatiq":                {".", "rabbitmq", "github.com/google/uuid", "github.com/rabbitmq/amqp091-go"},
 	"storetest":               {".", "github.com/google/uuid", "pgregory.net/rapid"},
 	"opscoretest":             {".", "internal/nodes", "postgres", "rabbitmq", "sqlite", "github.com/google/uuid"},
+	"doctor":                  {"."},
 	"server":                  {".", "github.com/prometheus/client_golang"},
 	"examples/quickstart":     {".", "sqlite"},
 	"examples/shop":           {".", "sqlite"},
 	"examples/shop/thumbnail": {},
 	"cmd/opscore": {
-		".", "dramatiq", "postgres", "rabbitmq", "server", "sqlite", "github.com/google/uuid", "github.com/coreos/go-systemd/v22", "github.com/spf13/cobra", "github.com/spf13/pflag", "go.yaml.in/yaml/v3",
+		".", "doctor", "dramatiq", "postgres", "rabbitmq", "server", "sqlite", "github.com/google/uuid", "github.com/coreos/go-systemd/v22", "github.com/spf13/cobra", "github.com/spf13/pflag", "go.yaml.in/yaml/v3",
 		"github.com/agnivade/levenshtein", "golang.org/x/term", "golang.org/x/sys/unix",
 	},
 }

@@ -10,9 +10,14 @@ type Facts struct {
 	Sources []Asked   `json:"sources"`
 
 	// From the store:
-	Task     *Task        `json:"task,omitempty"` // nil if there is no such task, or none was asked for
+	Store    Endpoint     `json:"store,omitzero"`
+	Made     time.Time    `json:"made_at,omitzero"` // when the database was made for tasks
+	Kept     Duration     `json:"kept,omitzero"`    // how long any task is kept at least after its end
+	Task     *Task        `json:"task,omitempty"`   // nil if there is no such task, or none was asked for
 	Attempts []Attempt    `json:"attempts,omitempty"`
-	Queues   []Standing   `json:"queues,omitempty"` // the task's, or all
+	Queues   []Standing   `json:"queues,omitempty"` // the task's and those that its workers listen to besides, or all
+	Loads    []Load       `json:"loads,omitempty"`  // of workers that run something
+	Ticket   *OutTicket   `json:"ticket,omitempty"` // the latest that names the task and is out
 	Workers  []WorkerInfo `json:"workers,omitempty"`
 	Orphans  []Orphan     `json:"orphans,omitempty"`
 

@@ -51,7 +51,7 @@ func (a *app) rootCommand() *cobra.Command {
 		}
 	}
 	add("work", a.runCommand(), a.devCommand(), a.workerCommand(), a.submitCommand(), a.sendCommand())
-	add("look", a.taskCommand(), a.queueCommand(), a.orphanCommand())
+	add("look", a.explainCommand(), a.taskCommand(), a.queueCommand(), a.orphanCommand())
 	add("admin", a.migrateCommand(), a.configCommand(), a.versionCommand())
 	return root
 }
