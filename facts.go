@@ -37,35 +37,64 @@ type Asked struct {
 
 // DatabaseFacts is what the database server says about itself and about those that wait in it.
 type DatabaseFacts struct {
-	Endpoint    Endpoint  `json:"endpoint"`
-	Started     time.Time `json:"started_at,omitzero"`
-	Recovery    bool      `json:"in_recovery"` // a standby: it takes no writes
-	ReadOnly    bool      `json:"read_only"`   // its transactions are read-only unless they say otherwise
-	Connections int       `json:"connections"`
-	Limit       int       `json:"connection_limit"`
-	Locks       []Lock    `json:"locks,omitempty"` // on the task's row or on opscore's tables, that somebody waits for or that stop claims
-	Idle        []Backend `json:"idle_in_transaction,omitempty"`
+	Endpoint     Endpoint     `json:"endpoint"`
+	Reached      DatabaseStep `json:"reached"`
+	Err          string       `json:"error,omitempty"`    // why it came no further, or could not look at everything
+	SQLState     string       `json:"sqlstate,omitempty"` // the server's code for that
+	Started      time.Time    `json:"started_at,omitzero"`
+	Recovery     bool         `json:"in_recovery"`                   // a standby: it takes no writes
+	ReadOnly     bool         `json:"read_only"`                     // its transactions are read-only unless they say otherwise
+	ReadOnlyBy   string       `json:"read_only_by,omitempty"`        // where that is set: "database", "user", "configuration file"; of a file, why it is
+	Connections  int          `json:"connections"`                   // that are open, of those that the limit is for
+	Limit        int          `json:"connection_limit"`              // the one that is nearest
+	LimitOf      string       `json:"connection_limit_of"`           // server, database or role
+	Reserved     int          `json:"reserved_connections"`          // of the server's limit, those that are for superusers only
+	Schema       int64        `json:"schema_version,omitempty"`      // 0 if it has none
+	SchemaWanted int64        `json:"schema_wanted,omitempty"`       // by this binary
+	Free         int64        `json:"free_bytes,omitempty"`          // where a file is
+	WAL          int64        `json:"wal_bytes,omitempty"`           // of a file
+	Locks        []Lock       `json:"locks,omitempty"`               // on the task's row or on opscore's tables, that somebody waits for or that stop claims
+	Idle         []Backend    `json:"idle_in_transaction,omitempty"` // whose transaction has written to opscore's tables and goes on; most are idle
+	Slow         []Backend    `json:"slow_statements,omitempty"`     // on opscore's tables
+	Unseen       string       `json:"unseen,omitempty"`              // what this role may not see, and what would let it
 }
+
+// DatabaseStep is how far a fresh connection to the database came.
+type DatabaseStep string
+
+// The steps of a connection, in their order.
+const (
+	DatabaseNone    DatabaseStep = "none"    // no TCP connection, or no such file
+	DatabaseTCP     DatabaseStep = "tcp"     // but no answer: frozen, overloaded, or no PostgreSQL
+	DatabaseRefused DatabaseStep = "refused" // the server answers, and does not let us in; SQLState says why
+	DatabaseOpen    DatabaseStep = "open"
+)
+
+// SettledAfter is how old a transaction or a statement is that is listed: a younger one is in the middle of its work.
+const SettledAfter = time.Second
 
 // Lock is something of opscore's that one backend holds and others need.
 type Lock struct {
-	On      string  `json:"on"` // "row of the task", "table opscore.task"
-	Mode    string  `json:"mode"`
-	Holder  Backend `json:"holder"`            // the head of the line, not another one that waits
-	Waiting []int   `json:"waiting,omitempty"` // pids of backends
+	On      string   `json:"on"` // "row of the task", "row of table opscore.task", "table opscore.task", "file"
+	Mode    string   `json:"mode"`
+	Holder  Backend  `json:"holder"`            // the head of the line, not another one that waits
+	Next    *Backend `json:"next,omitempty"`    // the first of those that wait, if others wait for it in turn: such as a migration
+	Waiting []int    `json:"waiting,omitempty"` // pids of backends
 }
 
-// Backend is one connection to the database, as the server lists it.
+// Backend is one connection to the database, as the server lists it. Of a file it is a process of this host.
 type Backend struct {
-	PID     int       `json:"pid"`
-	App     string    `json:"application,omitempty"`
-	User    string    `json:"user,omitempty"`
-	Client  string    `json:"client,omitempty"` // host:port; "" for a local socket
-	State   string    `json:"state"`
-	Since   time.Time `json:"since,omitzero"` // in this state
-	Begun   time.Time `json:"transaction_started_at,omitzero"`
-	Query   string    `json:"query,omitempty"`   // the last one, shortened, without its literals
-	Locking []string  `json:"locking,omitempty"` // opscore's tables that its transaction has written to
+	PID      int       `json:"pid"`                   // 0 for a prepared transaction, which has no connection any more
+	App      string    `json:"application,omitempty"` // what it calls itself; "autovacuum worker" and the like if it is no client
+	User     string    `json:"user,omitempty"`
+	Client   string    `json:"client,omitempty"` // host:port; "" for a local socket
+	State    string    `json:"state"`            // as the server says: active, idle in transaction; of a process, the system's letter; "" if it may not be seen
+	Since    time.Time `json:"since,omitzero"`   // in this state
+	Begun    time.Time `json:"transaction_started_at,omitzero"`
+	Wait     string    `json:"wait,omitempty"`     // what an active one waits for, as the server names it: "Lock: relation", "IPC: SyncRep"
+	Query    string    `json:"query,omitempty"`    // the last one, shortened, without its literals
+	Locking  []string  `json:"locking,omitempty"`  // opscore's tables that its transaction has written to
+	Prepared string    `json:"prepared,omitempty"` // the name of a prepared transaction
 }
 
 // BrokerFacts is what a fresh connection to the broker, and the management API if it is configured, found out.

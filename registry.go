@@ -166,10 +166,11 @@ const (
 	CheckBroker   = "broker"   // it is connected, and the queues are subscribed to
 	CheckDelivery = "delivery" // what waits in the broker arrives; a worker that fails in this is deaf
 	CheckHandlers = "handlers" // they end when their context does
+	CheckPool     = "pool"     // the store has connections left
 	CheckLog      = "log"      // it is read fast enough
 )
 
-// Checked is implemented by sources that can say how they are.
+// Checked is implemented by stores and sources that can say how they are.
 type Checked interface {
 	Checks() []Check
 }

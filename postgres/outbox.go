@@ -244,12 +244,17 @@ func (s *Store) Deployment(ctx context.Context) (d opscore.Deployment, err error
 
 // Endpoint implements [opscore.Located].
 func (s *Store) Endpoint(ctx context.Context) (opscore.Endpoint, error) {
-	c := s.pool.Config().ConnConfig
+	e := endpoint(s.pool.Config().ConnConfig, s.schema)
 	d, err := s.Deployment(ctx)
+	e.Instance = d.Instance.String()
+	return e, err
+}
+
+// endpoint names a schema of a database, but for its instance.
+func endpoint(c *pgx.ConnConfig, schema string) opscore.Endpoint {
 	return opscore.Endpoint{
-		Kind: "postgres", Address: net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), Name: c.Database + "/" + strings.Trim(s.schema, `"`),
-		Instance: d.Instance.String(),
-	}, err
+		Kind: "postgres", Address: net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), Name: c.Database + "/" + strings.Trim(schema, `"`),
+	}
 }
 
 // BeginEpoch notes that the broker's state is a new one, unless somebody else has noted so since before was read, and returns
