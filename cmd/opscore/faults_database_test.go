@@ -82,12 +82,21 @@ func (s *scene) transaction(app, sql string, args ...any) (pid string, tx pgx.Tx
 	return fmt.Sprint(conn.PgConn().PID()), tx
 }
 
+// settle waits until the transaction of that name is so old that it matters: each claim is one that holds locks for a moment.
+func (s *scene) settle(app string) {
+	s.Helper()
+	s.until("an old transaction", func() bool {
+		return s.backends(fmt.Sprintf("application_name = '%s' AND clock_timestamp() - xact_start > interval '%g s'", app, 1.5*opscore.SettledAfter.Seconds())) > 0
+	})
+}
+
 // rowLocked: a report has locked the target's row and forgotten it.
 func rowLocked(s *scene) want {
 	s.submit()
 	pid, tx := s.transaction("report", "SELECT FROM opscore.task WHERE id = $1 FOR UPDATE", s.target)
 	s.worker()
 	s.until("the end of the other tasks", func() bool { return s.counted(opscore.Completed) == backdrop })
+	s.settle("report")
 	return want{
 		codes: []string{opscore.CauseRowLocked}, evidence: []string{pid, "report"}, remedy: byCommand,
 		undo: func() { s.must(tx.Rollback(s.Context())) },
@@ -123,6 +132,7 @@ func tableLocked(s *scene) want {
 		<-gone
 	})
 	s.until("a migration that waits", func() bool { return s.backends(`application_name = 'migration' AND wait_event_type = 'Lock'`) == 1 })
+	s.settle("backup")
 	return want{
 		codes: []string{opscore.CauseTableLocked}, evidence: []string{pid, "backup"}, remedy: byCommand,
 		undo: func() { s.must(tx.Rollback(s.Context())) },

@@ -48,6 +48,7 @@ func pairs() []play {
 			s.transaction("report", "SELECT FROM opscore.task WHERE id = $1 FOR UPDATE", s.target)
 			s.worker()
 			s.until("the end of the other tasks", func() bool { return s.counted(opscore.Completed) == backdrop })
+			s.settle("report")
 			s.must(s.broker.Pause())
 			return both(opscore.CauseRowLocked, opscore.CauseBrokerFrozen)
 		}},
@@ -69,7 +70,6 @@ func pairs() []play {
 			s.broker.makeVhost(other)
 			s.worker("--queues", "relay")
 			s.busy(4, "--broker", s.broker.urlOf(other))
-			s.broker.awaitTickets("default", 1)
 			s.broker.permit(s.broker.vhost, "^$")
 			return both(opscore.CauseBrokerPermission, opscore.CauseWorkerOtherBroker)
 		}},

@@ -78,7 +78,7 @@ func memoryAlarm(s *scene) want {
 func diskAlarm(s *scene) want {
 	s.worker("--slots", "12")
 	s.occupy(12)
-	s.broker.do(`rabbit_disk_monitor:set_disk_free_limit("500TB")`)
+	s.broker.do(`rabbit_disk_monitor:set_disk_free_limit("500000GB")`)
 	s.awaitAlarm("disk")
 	return want{
 		codes: []string{opscore.CauseBrokerAlarm}, evidence: []string{"disk"},
@@ -166,6 +166,7 @@ func transactionOpen(s *scene) want {
 	_, err = s.client.Submit(s.Context(), opscore.NewRequest("hello", nil, opscore.WithID(id), postgres.In(tx)))
 	s.must(err)
 	s.target = id
+	s.settle("shop")
 	return want{
 		codes: []string{opscore.CauseTransactionOpen}, evidence: []string{pid, "shop"},
 		remedy: byOperator, names: []string{pid},
