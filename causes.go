@@ -53,6 +53,7 @@ const (
 	CauseWorkerLeft          = "worker_left"
 	CauseNoKeeper            = "no_keeper"
 	CauseWorkerDegraded      = "worker_degraded"
+	CausePoolExhausted       = "pool_exhausted"
 	CauseOutputBlocked       = "output_blocked"
 	CauseClockSkew           = "clock_skew"
 	CauseWorkerUnregistered  = "worker_unregistered"
@@ -77,10 +78,15 @@ const (
 
 	// The database:
 	CauseDatabaseUnreachable = "database_unreachable"
+	CauseDatabaseFrozen      = "database_frozen"
+	CauseDatabaseRefused     = "database_refused"
+	CauseDatabaseSchema      = "database_schema"
+	CauseDatabaseDiskFull    = "database_disk_full"
 	CauseDatabaseSilent      = "database_silent"
 	CauseDatabaseReadOnly    = "database_read_only"
 	CauseDatabaseFull        = "database_full"
 	CauseRowLocked           = "row_locked"
+	CauseRowsLocked          = "rows_locked"
 	CauseTableLocked         = "table_locked"
 	CauseTransactionIdle     = "transaction_idle"
 	CauseSourceSilent        = "source_silent"
@@ -352,6 +358,12 @@ var causeKinds = []CauseKind{
 		Fix:   "What the check says.",
 	},
 	{
+		Group: "Workers", Code: CausePoolExhausted, Severity: Warning, Impact: "what the worker stores or claims waits for a connection",
+		Means: "All connections of a worker's pool are in use, and others of it wait for one. The check says who holds them.",
+		See:   "`opscore worker show ID`",
+		Fix:   "Give the connections back that handlers hold, or make the pool larger: `pool_max_conns` in the database's URL.",
+	},
+	{
 		Group: "Workers", Code: CauseOutputBlocked, Severity: Warning, Impact: "log lines are lost; a program without opscore's pump would hang",
 		Means: "Nobody reads the worker's output fast enough: its pipe is full.",
 		See:   "`opscore worker show ID`; on its host `ls -l /proc/PID/fd/1`",
@@ -472,6 +484,30 @@ var causeKinds = []CauseKind{
 		Fix:   "Start the database, or mend its address or password: `opscore config show`.",
 	},
 	{
+		Group: "The database", Code: CauseDatabaseFrozen, Severity: Fault, Impact: "nothing is submitted, started or recorded; what is committed is safe",
+		Means: "The database takes connections, but nobody answers there: the server is stopped or overloaded, or it is another service.",
+		See:   "`pg_isready`; on its host the state of its processes",
+		Fix:   "Continue or restart the server.",
+	},
+	{
+		Group: "The database", Code: CauseDatabaseRefused, Severity: Fault, Impact: "what connects anew cannot",
+		Means: "The database server answers, and does not let us in. The evidence has its code and its words.",
+		See:   "`psql \"$OPSCORE_DATABASE_URL\" -c 'SELECT 1'`",
+		Fix:   "What the words say: the user, its password, the database's name, `pg_hba.conf`.",
+	},
+	{
+		Group: "The database", Code: CauseDatabaseSchema, Severity: Fault, Impact: "nothing works that needs what is missing",
+		Means: "The schema in the database is not the one that this binary wants.",
+		See:   "`opscore migrate status`",
+		Fix:   "`opscore migrate up`, or use the binary that the schema is for.",
+	},
+	{
+		Group: "The database", Code: CauseDatabaseDiskFull, Severity: Fault, Impact: "nothing is submitted or recorded",
+		Means: "There is no room where the database's file is.",
+		See:   "`df`",
+		Fix:   "Free room there; what waits goes on by itself.",
+	},
+	{
 		Group: "The database", Code: CauseDatabaseSilent, Severity: Fault, Impact: "tasks are not claimed or recorded as long as it lasts",
 		Means: "The database takes connections, but did not answer what the store asked within a second.",
 		See:   "`SELECT pid, state, wait_event_type, query FROM pg_stat_activity`",
@@ -496,8 +532,14 @@ var causeKinds = []CauseKind{
 		Fix:   "End that transaction: `SELECT pg_terminate_backend(PID)`.",
 	},
 	{
+		Group: "The database", Code: CauseRowsLocked, Severity: Warning, Impact: "what waits for the row does not go on until the lock is gone",
+		Means: "Another transaction holds a row of opscore's that others wait for.",
+		See:   "`SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity`",
+		Fix:   "End that transaction: `SELECT pg_terminate_backend(PID)`.",
+	},
+	{
 		Group: "The database", Code: CauseTableLocked, Severity: Fault, Impact: "nothing that needs the table goes on until the lock is gone",
-		Means: "Another transaction holds a lock on a table of opscore's that others wait for.",
+		Means: "Another transaction holds a lock on a table of opscore's, or another process on its file, that others wait for.",
 		See:   "`SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity`",
 		Fix:   "End that transaction: `SELECT pg_terminate_backend(PID)`.",
 	},

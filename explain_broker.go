@@ -30,11 +30,10 @@ func (v *view) connection() (causes []Cause) {
 	b := v.Broker
 	at := cmp.Or(b.Endpoint.Address, b.Endpoint.String(), "its address")
 	about := func(c Cause) Cause {
-		c = c.with("rabbitmq", "address", at).with("rabbitmq", "virtual host", b.Endpoint.Name).with("rabbitmq", "reached", b.Reached)
 		if b.Err != "" {
 			c = c.with("rabbitmq", "error", b.Err)
 		}
-		return c
+		return c.with("rabbitmq", "address", at).with("rabbitmq", "reached", b.Reached).with("rabbitmq", "virtual host", b.Endpoint.Name)
 	}
 	switch b.Reached {
 	case BrokerNone:
@@ -54,22 +53,22 @@ func (v *view) connection() (causes []Cause) {
 	case BrokerOpen:
 	}
 	if reason := cmp.Or(b.Blocked, strings.Join(b.Alarms, ", ")); reason != "" {
-		c := about(because(CauseBrokerAlarm, "RabbitMQ at %s blocks whoever publishes: %s; what waits there is still delivered", at, reason))
+		c := because(CauseBrokerAlarm, "RabbitMQ at %s blocks whoever publishes: %s; what waits there is still delivered", at, reason)
 		if b.Blocked != "" {
 			c = c.with("rabbitmq", "connection.blocked", b.Blocked)
 		}
 		for _, a := range b.Alarms {
 			c = c.with("management", "alarm", a)
 		}
-		causes = append(causes, c.fix(act("free what RabbitMQ at %s is low on (%s), or raise its limit", at, reason)))
+		causes = append(causes, about(c).fix(act("free what RabbitMQ at %s is low on (%s), or raise its limit", at, reason)))
 	}
 	if b.Reached == BrokerOpen && b.Expected != (ID{}) && b.Epoch != b.Expected {
 		epoch := "none"
 		if b.Epoch != (ID{}) {
 			epoch = b.Epoch.String()
 		}
-		causes = append(causes, about(because(CauseBrokerStateLost, "RabbitMQ at %s lost its state: the database expects epoch %s, and it has %s", at, b.Expected, epoch)).
-			with(SourceStore, "epoch", b.Expected).with("rabbitmq", "epoch", epoch))
+		causes = append(causes, about(because(CauseBrokerStateLost, "RabbitMQ at %s lost its state: the database expects epoch %s, and it has %s", at, b.Expected, epoch).
+			with(SourceStore, "epoch", b.Expected).with("rabbitmq", "epoch", epoch)))
 	}
 	return causes
 }
@@ -103,22 +102,22 @@ func (v *view) brokerQueue(q *BrokerQueue) (causes []Cause) {
 			return nil // it is made by who needs it first
 		}
 		return []Cause{about(because(CauseBrokerQueueMissing, "virtual host %s of %s has no queue %s: tickets for it are returned or dropped",
-			host, v.Broker.Endpoint.Address, q.Name)).with("rabbitmq", "exists", q.Exists).fix(safe(command("opscore queue ensure %s", q.Queue)))}
+			host, v.Broker.Endpoint.Address, q.Name).with("rabbitmq", "exists", q.Exists)).fix(safe(command("opscore queue ensure %s", q.Queue)))}
 	}
 	if q.Mismatch != "" {
-		causes = append(causes, about(because(CauseBrokerQueueMismatch, "queue %s has other arguments than are wanted: %s", q.Name, q.Mismatch)).
-			with("rabbitmq", "mismatch", q.Mismatch).fix(safe(command("opscore queue migrate %s", q.Queue))))
+		causes = append(causes, about(because(CauseBrokerQueueMismatch, "queue %s has other arguments than are wanted: %s", q.Name, q.Mismatch).
+			with("rabbitmq", "mismatch", q.Mismatch)).fix(safe(command("opscore queue migrate %s", q.Queue))))
 	}
 	if len(q.Refused) > 0 {
 		causes = append(causes, about(because(CauseBrokerPermission, "a fresh connection may not use queue %s: %s; running ones will not survive a reconnect",
-			q.Name, strings.Join(q.Refused, "; "))).with("rabbitmq", "refused", strings.Join(q.Refused, "; ")).
+			q.Name, strings.Join(q.Refused, "; ")).with("rabbitmq", "refused", strings.Join(q.Refused, "; "))).
 			fix(act("give the user that the error names its permissions back: rabbitmqctl set_permissions -p %s USER CONFIGURE WRITE READ", shellWord(host))))
 	} else if q.Err != "" {
 		causes = append(causes, about(because(CauseSourceSilent, "queue %s cannot be looked at: %s", q.Name, q.Err)).with("rabbitmq", "error", q.Err))
 	}
 	if limits := dropping(q.Policy); limits != "" {
-		causes = append(causes, about(because(CauseBrokerPolicyLimits, "policy %s limits queue %s: %s; it may drop tickets", q.Policy.Name, q.Name, limits)).
-			with("management", "policy", q.Policy.Name).with("management", "definition", limits).with("rabbitmq", "messages", q.Messages).
+		causes = append(causes, about(because(CauseBrokerPolicyLimits, "policy %s limits queue %s: %s; it may drop tickets", q.Policy.Name, q.Name, limits).
+			with("management", "policy", q.Policy.Name).with("management", "definition", limits).with("rabbitmq", "messages", q.Messages)).
 			fix(command("rabbitmqctl clear_policy -p %s %s", host, q.Policy.Name)))
 	}
 	causes = append(causes, v.consumers(q)...)
@@ -151,8 +150,9 @@ func (v *view) consumers(q *BrokerQueue) (causes []Cause) {
 		return nil
 	}
 	about := func(c Cause, k *Consumer) Cause {
-		return c.with("rabbitmq", "queue", q.Name).with("rabbitmq", "consumers", q.Consumers).
-			with("management", "consumer", fmt.Sprintf("tag %s from %s, user %s, ack_required=%t, prefetch %d, unacked %d", k.Tag, k.Peer, k.User, !k.AutoAck, k.Prefetch, k.Unacked))
+		return c.with("management", "consumer", fmt.Sprintf("tag %s from %s, user %s, ack_required=%t, prefetch %d, unacked %d", k.Tag, k.Peer, k.User, !k.AutoAck, k.Prefetch, k.Unacked)).
+			with("management", "its worker", fmt.Sprintf("%s on %s, process %d, build %s", k.Worker, k.Host, k.PID, k.Build)).
+			with("rabbitmq", "queue", q.Name).with("rabbitmq", "consumers", q.Consumers)
 	}
 	for i := range q.Consuming {
 		k := &q.Consuming[i]

@@ -107,8 +107,8 @@ func (v *view) missing() []Cause {
 			if slices.ContainsFunc(b.Locking, func(table string) bool { return strings.HasSuffix(table, "task") }) &&
 				(!dated || !b.Begun.After(made.Add(time.Minute))) {
 				causes = append(causes, v.aboutBackend(because(CauseTransactionOpen,
-					"no task %s is committed, but a transaction that has written to the tasks is open: process %d of the database (%s, %s), %s for %s",
-					v.ID, b.PID, b.App, b.Client, b.State, v.ago(b.Since)), b).since(b.Begun))
+					"no task %s is committed, but a transaction that has written to the tasks is open: %s, %s for %s",
+					v.ID, b.name(), b.State, v.ago(b.Since)), b).since(b.Begun))
 			}
 		}
 	}

@@ -281,9 +281,36 @@ var explanations = []struct {
 		f.Database.Locks = []opscore.Lock{{On: "table opscore.task", Mode: "AccessExclusiveLock", Holder: backend}}
 	}), []string{"table opscore.task", "AccessExclusiveLock", "1234"}, `psql "$OPSCORE_DATABASE_URL" -c 'SELECT pg_terminate_backend(1234)'`, nil},
 	{opscore.CauseTransactionIdle, func(f *opscore.Facts) { f.Database.Idle = []opscore.Backend{backend} }, []string{"1234", "opscore.task", "4m"}, `psql "$OPSCORE_DATABASE_URL" -c 'SELECT pg_terminate_backend(1234)'`, []string{opscore.CauseReady}},
+	{opscore.CauseDatabaseUnreachable, reached(opscore.DatabaseNone, ""), []string{"db:5432", "nobody home"}, "start the database at db:5432", nil},
+	{opscore.CauseDatabaseFrozen, reached(opscore.DatabaseTCP, ""), []string{"db:5432", "nobody home"}, "continue or restart the database server at db:5432", nil},
+	{opscore.CauseDatabaseRefused, reached(opscore.DatabaseRefused, "28P01"), []string{"28P01", "nobody home"}, "mend what the database at db:5432 says", nil},
+	{opscore.CauseDatabaseFull, reached(opscore.DatabaseRefused, "53300"), []string{"53300"}, "end idle connections", nil},
+	{opscore.CauseDatabaseSchema, func(f *opscore.Facts) { f.Database.Schema, f.Database.SchemaWanted = 4, 5 }, []string{"version 4", "wants 5"}, "opscore migrate up", nil},
+	{opscore.CauseDatabaseDiskFull, func(f *opscore.Facts) { f.Database.Endpoint = opscore.Endpoint{Kind: "sqlite", Name: "/srv/tasks.db"} }, []string{"/srv/tasks.db"}, "free room on the disk", nil},
+	{opscore.CauseTableLocked, func(f *opscore.Facts) {
+		f.Database.Endpoint, f.Database.Free = opscore.Endpoint{Kind: "sqlite", Name: "/srv/tasks.db"}, 1<<30
+		f.Database.Locks = []opscore.Lock{{On: "file", Mode: "write", Holder: opscore.Backend{PID: 99, App: "backup", State: "T"}}}
+	}, []string{"99", "backup"}, "let process 99 on this host end its transaction", nil},
+	{opscore.CauseTableLocked, func(f *opscore.Facts) {
+		f.Database.Locks = []opscore.Lock{{
+			On: "table opscore.task", Mode: "AccessExclusiveLock", Holder: opscore.Backend{Prepared: "it's me"}, Next: &opscore.Backend{PID: 77, App: "migrate"},
+		}}
+	}, []string{"it's me", "77", "migrate"}, `psql "$OPSCORE_DATABASE_URL" -c 'ROLLBACK PREPARED '\''it'\'''\''s me'\'''`, nil},
+	{opscore.CauseRowsLocked, func(f *opscore.Facts) {
+		f.Database.Locks = []opscore.Lock{{On: "row of table opscore.worker", Mode: "ExclusiveLock", Holder: backend}}
+	}, []string{"opscore.worker", "1234"}, `psql "$OPSCORE_DATABASE_URL"`, []string{opscore.CauseReady}},
+	{opscore.CausePoolExhausted, worker(func(w *opscore.WorkerInfo) {
+		w.Report.Checks = []opscore.Check{{Name: opscore.CheckPool, State: opscore.CheckDegraded, Text: "4 of 4 connections are taken, 3 wait"}}
+	}), []string{"4 of 4", "3 wait"}, "on host hall", []string{opscore.CauseReady}},
 	{opscore.CauseReady, func(f *opscore.Facts) { f.Sources[3].Err, f.Host = "no /proc", nil }, nil, "", []string{opscore.CauseSourceSilent}},
 
 	{opscore.CauseUnknown, func(f *opscore.Facts) { f.Task.RunAt = ago(time.Minute) }, []string{"1m ago", workerID.String(), "1 consumers", "open"}, "", []string{opscore.CauseReady}},
+}
+
+func reached(step opscore.DatabaseStep, state string) func(*opscore.Facts) {
+	return all(storeFails, func(f *opscore.Facts) {
+		f.Database.Reached, f.Database.SQLState, f.Database.Err = step, state, "nobody home"
+	})
 }
 
 func storeFails(f *opscore.Facts) {

@@ -68,7 +68,7 @@ func (v *view) condition(w *WorkerInfo) (why Cause, fit bool) {
 		return about(because(CauseWorkerNotReady, "%s is starting since %s", w.name(), moment(w.StartedAt)).since(w.StartedAt)).
 			fix(act("wait, and look at its log if it does not become ready")), false
 	case len(failed) > 0:
-		c := about(because(CauseWorkerNotReady, "%s is not ready: %s", w.name(), checkTexts(failed)).since(failed[0].Since))
+		c := about(because(checkCode(failed[0], CauseWorkerNotReady), "%s is not ready: %s", w.name(), checkTexts(failed)).since(failed[0].Since))
 		for _, check := range failed {
 			c = c.with(SourceStore, "check "+check.Name, check.Text)
 		}
@@ -88,6 +88,14 @@ func askedBy(w *WorkerInfo) string {
 		return ""
 	}
 	return " because " + w.Stop + " asked it to"
+}
+
+// checkCode is the code of a check that has one of its own, else the other one.
+func checkCode(c Check, other string) string {
+	if c.Name == CheckPool {
+		return CausePoolExhausted
+	}
+	return other
 }
 
 func checkTexts(checks []Check) string {
@@ -399,7 +407,7 @@ func (v *view) degraded(w *WorkerInfo) (causes []Cause) {
 		if check.State != CheckDegraded || blocked || v.Task != nil && check.Name == CheckHandlers {
 			continue
 		}
-		causes = append(causes, because(CauseWorkerDegraded, "%s is degraded, check %s: %s", w.name(), check.Name, check.Text).since(check.Since).
+		causes = append(causes, because(checkCode(check, CauseWorkerDegraded), "%s is degraded, check %s: %s", w.name(), check.Name, check.Text).since(check.Since).
 			with(SourceStore, "worker", w.ID).with(SourceStore, "check "+check.Name, check.Text).
 			fix(act("on host %s, mend what the check says of process %d", w.Host, w.PID)))
 	}
