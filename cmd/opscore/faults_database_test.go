@@ -58,8 +58,8 @@ func poolExhausted(s *scene) want {
 		return workers[0].LastBeat.After(s.tasks(s.target)[0].CreatedAt)
 	})
 	return want{
-		codes: []string{"pool_exhausted"}, evidence: []string{"4", w.pid()},
-		remedy: byOperator, names: []string{"pool", "connections"},
+		codes: []string{opscore.CausePoolExhausted}, evidence: []string{"4 of 4", "holdPool", w.info.ID.String()},
+		remedy: byOperator, names: []string{"process " + w.pid()},
 		undo: func() { s.opscore("task", "cancel", holder.String()) },
 	}
 }
