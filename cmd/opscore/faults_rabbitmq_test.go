@@ -19,6 +19,15 @@ type broker struct {
 	*nodes.RabbitMQ
 	scene       *scene
 	vhost, user string
+	vhosts      []string // that were made
+}
+
+// leave deletes what was made on a node that others use as well.
+func (b *broker) leave() {
+	for _, name := range b.vhosts {
+		_, err := b.Eval(noContext(), fmt.Sprintf(`ok = rabbit_vhost:delete(<<"%s">>, <<"nobody">>)`, name))
+		b.scene.must(err)
+	}
 }
 
 // join makes them, and lets all processes of the scene that start from now on use them.
@@ -32,7 +41,7 @@ func (s *scene) join(node *nodes.RabbitMQ) {
 // joinAs is join with a user and a virtual host that there are.
 func (s *scene) joinAs(node *nodes.RabbitMQ, user, vhost string) {
 	s.Helper()
-	s.broker = &broker{node, s, vhost, user}
+	s.broker = &broker{RabbitMQ: node, scene: s, vhost: vhost, user: user}
 	s.must(node.Tool(s.path("bin")))
 	s.set("OPSCORE_BROKER_URL", s.broker.url())
 	if at := node.Management(); at != "" {
@@ -49,9 +58,7 @@ func (b *broker) makeVhost(name string) {
 	b.do(`case rabbit_auth_backend_internal:exists(<<"USER">>) of true -> ok; false ->
 		ok = rabbit_auth_backend_internal:add_user(<<"USER">>, <<"%s">>, <<"USER">>), ok = rabbit_auth_backend_internal:set_tags(<<"USER">>, [administrator], <<"USER">>) end`, canary)
 	b.do(`ok = rabbit_vhost:add(<<"%s">>, <<"USER">>)`, name)
-	b.scene.Cleanup(func() { // what was wiped is gone already
-		_, _ = b.Eval(noContext(), fmt.Sprintf(`rabbit_vhost:delete(<<"%s">>, <<"nobody">>)`, name))
-	})
+	b.vhosts = append(b.vhosts, name)
 	b.permit(name, ".*")
 }
 

@@ -152,6 +152,7 @@ func (s *scene) ownDatabase() {
 func onCluster(t *testing.T, s *scene) {
 	onPostgres(t, s)
 	s.join(nodes.ManagedBroker(t))
+	t.Cleanup(s.broker.leave)
 }
 
 // onOwnCluster has a broker of its own.
