@@ -46,10 +46,11 @@ func (v *view) connection() (causes []Cause) {
 			fix(act("continue or restart RabbitMQ at %s: its process is stopped or overloaded", at)))
 	case BrokerHandshake:
 		causes = append(causes, about(because(CauseBrokerLoginRefused, "RabbitMQ at %s does not take the user or its password: %s", at, b.Err)).
-			fix(act("set the password that the broker's URL has: rabbitmqctl change_password USER, for the user that the error names; or mend the URL")))
+			with("rabbitmq", "user", b.User).
+			fix(act("give user %s of RabbitMQ at %s the password that the broker's URL has (rabbitmqctl change_password), or mend the URL", b.user(), at)))
 	case BrokerLogin:
 		causes = append(causes, about(because(CauseBrokerVhostRefused, "RabbitMQ at %s lets the user in, but not into virtual host %s: %s", at, b.Endpoint.Name, b.Err)).
-			fix(safe(command("rabbitmqctl list_permissions -p %s", b.Endpoint.Name)), act("give the user permissions for virtual host %s, or mend the URL", b.Endpoint.Name)))
+			with("rabbitmq", "user", b.User).fix(b.permit(), act("or create virtual host %s first, or mend the URL", b.Endpoint.Name)))
 	case BrokerOpen:
 	}
 	if reason := cmp.Or(b.Blocked, strings.Join(b.Alarms, ", ")); reason != "" {
@@ -71,6 +72,17 @@ func (v *view) connection() (causes []Cause) {
 			with(SourceStore, "epoch", b.Expected).with("rabbitmq", "epoch", epoch)))
 	}
 	return causes
+}
+
+// user names whom the broker was asked as.
+func (b *BrokerFacts) user() string { return cmp.Or(b.User, "that the error names") }
+
+// permit gives the user of the broker's URL all permissions in its virtual host.
+func (b *BrokerFacts) permit() Remedy {
+	if b.User == "" {
+		return act("give the user that the error names permissions for virtual host %s: rabbitmqctl set_permissions", b.Endpoint.Name)
+	}
+	return command("rabbitmqctl set_permissions -p %s %s '.*' '.*' '.*'", b.Endpoint.Name, b.User)
 }
 
 // otherBrokers names the live workers that are connected to another virtual host.
@@ -111,7 +123,7 @@ func (v *view) brokerQueue(q *BrokerQueue) (causes []Cause) {
 	if len(q.Refused) > 0 {
 		causes = append(causes, about(because(CauseBrokerPermission, "a fresh connection may not use queue %s: %s; running ones will not survive a reconnect",
 			q.Name, strings.Join(q.Refused, "; ")).with("rabbitmq", "refused", strings.Join(q.Refused, "; "))).
-			fix(act("give the user that the error names its permissions back: rabbitmqctl set_permissions -p %s USER CONFIGURE WRITE READ", shellWord(host))))
+			with("rabbitmq", "user", v.Broker.User).fix(v.Broker.permit()))
 	} else if q.Err != "" {
 		causes = append(causes, about(because(CauseSourceSilent, "queue %s cannot be looked at: %s", q.Name, q.Err)).with("rabbitmq", "error", q.Err))
 	}

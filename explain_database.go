@@ -138,15 +138,23 @@ func (v *view) lock(l Lock) Cause {
 	if b.Query != "" {
 		text += ": " + b.Query
 	}
-	c := because(code, "%s", text).since(b.Begun).with(SourcePostgres, "lock", l.Mode+" on "+l.On)
+	c := because(code, "%s", text).since(b.Begun).with(v.told(), "lock", l.Mode+" on "+l.On)
 	c = v.aboutBackend(c, b)
 	if n := l.Next; n != nil {
-		c = c.with(SourcePostgres, "first in line", n.name()+": "+n.Query)
+		c = c.with(v.told(), "first in line", n.name()+": "+n.Query)
 	}
 	if len(l.Waiting) > 0 {
-		c = c.with(SourcePostgres, "waiting", pids(l.Waiting))
+		c = c.with(v.told(), "waiting", pids(l.Waiting))
 	}
 	return c
+}
+
+// told is who tells of the database's connections: its catalogs, or of a file this host.
+func (v *view) told() string {
+	if v.Database.Endpoint.Kind == "sqlite" {
+		return "host"
+	}
+	return SourcePostgres
 }
 
 // name names a connection for people.
@@ -159,14 +167,14 @@ func (b *Backend) name() string {
 
 // aboutBackend adds one connection to the database, and how to end it.
 func (v *view) aboutBackend(c Cause, b Backend) Cause {
-	c = c.with(SourcePostgres, "pid", b.PID).with(SourcePostgres, "state", fmt.Sprintf("%s since %s", b.State, moment(b.Since))).
-		with(SourcePostgres, "application", b.App).with(SourcePostgres, "client", b.Client).with(SourcePostgres, "query", b.Query)
+	c = c.with(v.told(), "pid", b.PID).with(v.told(), "state", fmt.Sprintf("%s since %s", b.State, moment(b.Since))).
+		with(v.told(), "application", b.App).with(v.told(), "client", b.Client).with(v.told(), "query", b.Query)
 	const run = `psql "$OPSCORE_DATABASE_URL" -c `
 	switch {
 	case v.Database.Endpoint.Kind == "sqlite":
 		return c.fix(act("let process %d on this host end its transaction, or end it", b.PID))
 	case b.Prepared != "":
-		return c.with(SourcePostgres, "prepared transaction", b.Prepared).
+		return c.with(v.told(), "prepared transaction", b.Prepared).
 			fix(command(run+"%s", "ROLLBACK PREPARED '"+strings.ReplaceAll(b.Prepared, "'", "''")+"'"))
 	}
 	return c.fix(command(run+"%s", fmt.Sprintf("SELECT pg_terminate_backend(%d)", b.PID)))

@@ -34,6 +34,10 @@ func (v *view) processCondition(w *WorkerInfo) (why Cause, sick bool) {
 		return because(CauseWorkerStopped, "%s is stopped (state %s) since about %s", w.name(), p.State, moment(w.LastBeat)).
 			since(w.LastBeat).next(w.leaseEnds()).with("host", fmt.Sprintf("process %d state", p.PID), p.State).
 			fix(safe(command("kill -CONT %s", p.PID))), true
+	case p.Frozen:
+		return because(CauseWorkerStopped, "%s is frozen since about %s: its control group does not let it run", w.name(), moment(w.LastBeat)).
+			since(w.LastBeat).next(w.leaseEnds()).with("host", fmt.Sprintf("process %d", p.PID), "its control group is frozen").
+			fix(safe(act("thaw the control group of process %d on host %s: docker unpause, systemctl thaw, or 0 into cgroup.freeze", p.PID, w.Host))), true
 	case p.State == "Z":
 		return because(CauseWorkerDied, "%s has died: its process is a zombie that its parent has not looked at; its tasks are taken back from %s on",
 			w.name(), moment(w.leaseEnds())).since(w.LastBeat).next(w.leaseEnds()).with("host", fmt.Sprintf("process %d state", p.PID), p.State), true
@@ -59,7 +63,7 @@ func (v *view) output(w *WorkerInfo) []Cause {
 	p := v.process(w)
 	var full *PipeFill
 	if p != nil && p.Exists {
-		if i := slices.IndexFunc(p.Pipes, func(f PipeFill) bool { return f.Size > 0 && f.Buffered >= f.Size-4096 }); i >= 0 {
+		if i := slices.IndexFunc(p.Pipes, func(f PipeFill) bool { return f.Full }); i >= 0 {
 			full = &p.Pipes[i]
 		}
 	}
@@ -114,8 +118,11 @@ func (v *view) host(queues []string) (causes []Cause) {
 	}
 	for _, p := range v.Host.Processes {
 		if p.Worker == (ID{}) && p.Exists {
-			causes = append(causes, because(CauseWorkerUnregistered, "process %d on this host is a worker of opscore that is not registered in this database", p.PID).
-				with("host", fmt.Sprintf("process %d", p.PID), strings.Join(p.Args, " ")).with("host", "directory", p.Dir).
+			c := because(CauseWorkerUnregistered, "process %d on this host is a worker of opscore that is not registered in this database", p.PID)
+			for _, e := range p.Endpoints {
+				c = c.with("host", "it was told to use "+e.Kind, e.String())
+			}
+			causes = append(causes, c.with("host", fmt.Sprintf("process %d", p.PID), strings.Join(p.Args, " ")).with("host", "directory", p.Dir).
 				fix(act("compare the database of process %d with this one: opscore config show in %s", p.PID, p.Dir)))
 		}
 	}

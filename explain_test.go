@@ -221,7 +221,7 @@ var explanations = []struct {
 		w.Report.Checks = []opscore.Check{{Name: opscore.CheckBroker, State: opscore.CheckDegraded, Text: "not connected"}}
 	}), []string{"not connected"}, "on host hall", []string{opscore.CauseReady}},
 	{opscore.CauseOutputBlocked, func(f *opscore.Facts) {
-		f.Host.Processes[0].Pipes = []opscore.PipeFill{{FD: 1, Buffered: 65536, Size: 65536, Readers: []int{99}}}
+		f.Host.Processes[0].Pipes = []opscore.PipeFill{{FD: 1, Full: true, Buffered: 65536, Size: 65536, Readers: []int{99}}}
 	}, []string{"65536 of 65536", "99"}, "let process 99 read", []string{opscore.CauseReady}},
 	{opscore.CauseOutputBlocked, worker(func(w *opscore.WorkerInfo) {
 		w.Report.LogDropped = 17
@@ -242,10 +242,20 @@ var explanations = []struct {
 	{opscore.CauseBrokerFrozen, broker(func(b *opscore.BrokerFacts) { b.Reached, b.Err, b.Queues = opscore.BrokerTLS, "i/o timeout", nil }), []string{"mq:5672", "i/o timeout"}, "continue or restart RabbitMQ at mq:5672", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerTLS, broker(func(b *opscore.BrokerFacts) { b.Reached, b.Err, b.Queues = opscore.BrokerTCP, "unknown authority", nil }), []string{"unknown authority"}, "mend the certificate", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerLoginRefused, broker(func(b *opscore.BrokerFacts) {
-		b.Reached, b.Err, b.Queues = opscore.BrokerHandshake, "username or password not allowed: user u", nil
-	}), []string{"user u"}, "set the password", []string{opscore.CauseReady}},
-	{opscore.CauseBrokerVhostRefused, broker(func(b *opscore.BrokerFacts) { b.Reached, b.Err, b.Queues = opscore.BrokerLogin, "no access", nil }), []string{"virtual host /"}, "rabbitmqctl list_permissions -p /", []string{opscore.CauseReady}},
+		b.Reached, b.Err, b.Queues, b.User = opscore.BrokerHandshake, "username or password not allowed", nil, "u"
+	}), []string{"not allowed", "Value:u "}, "give user u of RabbitMQ at mq:5672 the password", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerVhostRefused, broker(func(b *opscore.BrokerFacts) {
+		b.Reached, b.Err, b.Queues, b.User = opscore.BrokerLogin, "no access", nil, "u"
+	}), []string{"virtual host /"}, "rabbitmqctl set_permissions -p / u '.*' '.*' '.*'", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerPermission, queue(func(q *opscore.BrokerQueue) { q.Refused = []string{"read: access refused for user u"} }), []string{"user u"}, "give the user that the error names", []string{opscore.CauseReady}},
+	{
+		opscore.CauseBrokerPermission,
+		all(broker(func(b *opscore.BrokerFacts) { b.User = "u" }), queue(func(q *opscore.BrokerQueue) { q.Refused = []string{"read: access refused"} })),
+		[]string{"access refused"},
+		"rabbitmqctl set_permissions -p / u '.*' '.*' '.*'",
+		[]string{opscore.CauseReady},
+	},
+	{opscore.CauseWorkerStopped, func(f *opscore.Facts) { f.Host.Processes[0].Frozen = true }, []string{"frozen", "4711"}, "thaw the control group of process 4711 on host hall", nil},
 	{opscore.CauseBrokerAlarm, broker(func(b *opscore.BrokerFacts) { b.Blocked = "low on memory" }), []string{"low on memory"}, "free what RabbitMQ at mq:5672 is low on", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerStateLost, broker(func(b *opscore.BrokerFacts) { b.Epoch = opscore.ID{} }), []string{otherID.String(), "none"}, "", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerQueueMissing, queue(func(q *opscore.BrokerQueue) { *q = opscore.BrokerQueue{Queue: "q", Name: "opscore.q"} }), []string{"opscore.q"}, "opscore queue ensure q", []string{opscore.CauseReady}},

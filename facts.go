@@ -100,13 +100,14 @@ type Backend struct {
 // BrokerFacts is what a fresh connection to the broker, and the management API if it is configured, found out.
 type BrokerFacts struct {
 	Endpoint Endpoint      `json:"endpoint"`
+	User     string        `json:"user"` // as whom it was asked: what it may do need not be what a worker may
 	Reached  BrokerStep    `json:"reached"`
-	Err      string        `json:"error,omitempty"`   // why it came no further
-	Blocked  string        `json:"blocked,omitempty"` // why the broker takes no messages: low on memory, low on disk
-	Epoch    ID            `json:"epoch,omitzero"`    // of the broker's state; another one than the store's says that the state was lost
-	Expected ID            `json:"expected_epoch,omitzero"`
-	Alarms   []string      `json:"alarms,omitempty"` // of the management API
-	Managed  bool          `json:"managed"`          // the management API answered
+	Err      string        `json:"error,omitempty"`         // why it came no further
+	Blocked  string        `json:"blocked,omitempty"`       // why the broker takes no messages: low on memory, low on disk
+	Epoch    ID            `json:"epoch,omitzero"`          // of the broker's state; another one than the store's says that the state was lost
+	Expected ID            `json:"expected_epoch,omitzero"` // the store's; zero as well if it could not be looked for
+	Alarms   []string      `json:"alarms,omitempty"`        // of the management API
+	Managed  bool          `json:"managed"`                 // the management API answered
 	Queues   []BrokerQueue `json:"queues,omitempty"`
 }
 
@@ -128,10 +129,11 @@ type BrokerQueue struct {
 	Queue     string        `json:"queue"` // of tasks
 	Name      string        `json:"name"`  // in the broker
 	Exists    bool          `json:"exists"`
-	Err       string        `json:"error,omitempty"`    // it could not be looked at
-	Mismatch  string        `json:"mismatch,omitempty"` // what the broker says against the arguments that are wanted
-	Refused   []string      `json:"refused,omitempty"`  // what this user may not do: "read", "write", with the broker's words
-	Messages  int           `json:"messages"`           // that wait
+	Err       string        `json:"error,omitempty"`     // it could not be looked at
+	Mismatch  string        `json:"mismatch,omitempty"`  // what the broker says against the arguments that are wanted
+	Unchecked string        `json:"unchecked,omitempty"` // why its arguments could not be compared: this user may not declare it, which nobody has to
+	Refused   []string      `json:"refused,omitempty"`   // what this user may not do: "read", "write", with the broker's words
+	Messages  int           `json:"messages"`            // that wait
 	Consumers int           `json:"consumers"`
 	Unacked   int           `json:"unacked,omitempty"` // of the management API, like all that follows
 	Policy    *BrokerPolicy `json:"policy,omitempty"`
@@ -152,7 +154,7 @@ type Consumer struct {
 	User     string `json:"user,omitempty"`
 	AutoAck  bool   `json:"auto_ack"`
 	Prefetch int    `json:"prefetch"`
-	Unacked  int    `json:"unacked"`
+	Unacked  int    `json:"unacked"` // on its channel, which may have others
 	// What the consumer says of itself, if it is opscore's:
 	Worker   ID     `json:"worker,omitzero"`
 	Host     string `json:"host,omitempty"`
@@ -176,13 +178,20 @@ type ProcessFacts struct {
 	Args     []string   `json:"args,omitempty"`  // without what may be secret, and shortened
 	Dir      string     `json:"dir,omitempty"`
 	Pipes    []PipeFill `json:"pipes,omitempty"`     // its stdout and stderr, where they are pipes
-	OOMKills int        `json:"oom_kills,omitempty"` // that its control group counts
+	OOMKills int        `json:"oom_kills,omitempty"` // that its control group has counted since it registered
+	Frozen   bool       `json:"frozen,omitempty"`    // its control group does not let it run
+	// Of one that is not registered, what it was told to use: by its arguments, or by those of our variables that its environment has.
+	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }
 
 // PipeFill is how full a pipe is, and who should read it.
 type PipeFill struct {
-	FD       int   `json:"fd"`
-	Buffered int   `json:"buffered"`          // bytes
-	Size     int   `json:"size"`              // bytes
-	Readers  []int `json:"readers,omitempty"` // pids of other processes that have its other end
+	FD       int    `json:"fd"`
+	Name     string `json:"name"`                     // that the system has for it
+	Buffered int    `json:"buffered"`                 // bytes
+	Size     int    `json:"size"`                     // bytes; 0 if it may not be looked into
+	Full     bool   `json:"full"`                     // it takes nothing: small writes may fill it before all its bytes are used
+	Broken   bool   `json:"broken,omitempty"`         // it has no reader any more
+	Readers  []int  `json:"readers,omitempty"`        // pids of processes that have its other end
+	Hidden   bool   `json:"readers_hidden,omitempty"` // there may be readers that may not be seen
 }

@@ -34,7 +34,7 @@ type Line struct {
 	Oldest     time.Time `json:"oldest_due,omitzero"` // since when the first of them can
 	Scheduled  Tally     `json:"scheduled"`
 	Ahead      Tally     `json:"ahead"`            // of the due ones, those that are ahead of the task in question
-	Arriving   float64   `json:"arriving_per_s"`   // in the last minute, or since the last CountedAtMost came
+	Arriving   float64   `json:"arriving_per_s"`   // in the last minute, or since the last RatedAtMost came
 	Completing float64   `json:"completing_per_s"` // so too
 }
 
@@ -42,6 +42,7 @@ type Line struct {
 const (
 	CountedAtMost = 10_000            // tasks, in all lines together
 	CountedLeast  = 100               // tasks, in a line
+	RatedAtMost   = 2_000             // tasks that came, and as many that went: where it is more, the latest
 	RatesOver     = time.Minute       // what comes and goes
 	RunsLookedAt  = 2 * CountedAtMost // of all workers
 	RunsShown     = 3                 // of a worker

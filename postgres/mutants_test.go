@@ -30,7 +30,7 @@ var mutants = []storetest.Mutant{
 	{"whoever comes to an end is cleared", "runs.go", "WHEN $12 AND t.alone_seq = t.claim_seq THEN 0", "WHEN $12 THEN 0"},
 	{"prune ignores the queue's retention", "chores.go", "ELSE queue = $3 END", "ELSE $3 <> '' END"},
 	{"ahead are the less urgent as well", "standing.go", "case l.of == nil || -l.of.Priority < int(at.rank):", "case l.of == nil:"},
-	{"a task is ahead of itself", "standing.go", "(run_at, id) < ($5::timestamptz", "(run_at, id) <= ($5::timestamptz"},
+	{"a task is ahead of itself", "standing.go", "(run_at, id) < (l.before, l.id)", "(run_at, id) <= (l.before, l.id)"},
 	{"a long line has an end", "standing.go", "TallyOf(due, limit)", "TallyOf(due, limit+1)"},
 	{"who asked last wins", "registry.go", "coalesce(nullif(w.stop_by, ''), $2)", "$2"},
 	{"a lease of its own is not renewed for as long", "registry.go", "clock_timestamp() + lease * interval", "clock_timestamp() + 30000000 * interval"},

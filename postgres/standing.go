@@ -28,9 +28,8 @@ func (s *Store) Stand(ctx context.Context, queues []string, of *opscore.Task) (o
 	}
 	b := &pgx.Batch{}
 	b.Queue(steer)
-	for at, line := range l.found {
-		l.queueCount(b, s, at, line)
-	}
+	b.Queue("SELECT set_config('jit', 'off', true)") // the planner, steered, guesses costs that seem to be worth compiling for
+	l.queueCount(b, s)
 	l.queueRates(b, s)
 	s.queueLoads(b, &stand)
 	if of != nil {
@@ -77,37 +76,51 @@ func (l *lines) sorted() []opscore.Line {
 	return all
 }
 
-// countSQL counts the due tasks of a lane ($1 queue, $2 actor, $3 rank) at $4, of which those due before $5, and then with an id smaller
-// than $6, are ahead of a task; and those that are scheduled. Each up to $7: the most urgent first, so that those ahead are all that there are, or
-// more than the limit.
+// countSQL counts the due tasks of lanes ($1 queues, $2 actors, $3 ranks) at $4, of which those due before $5, and then with an id smaller than
+// $6, are ahead of a task; and those that are scheduled. Each up to $7: the most urgent first, so that those ahead are all that there are, or more than
+// the limit.
 const countSQL = `
-	SELECT d.due, d.oldest, d.ahead, s.scheduled FROM (
-		SELECT count(*) AS due, min(run_at) AS oldest, count(*) FILTER (WHERE (run_at, id) < ($5::timestamptz, $6::uuid)) AS ahead FROM (
+	SELECT l.n, d.due, d.oldest, d.ahead, s.scheduled
+	FROM unnest($1::text[], $2::text[], $3::smallint[], $5::timestamptz[], $6::uuid[]) WITH ORDINALITY AS l (queue, actor, rank, before, id, n)
+	CROSS JOIN LATERAL (
+		SELECT count(*) AS due, min(run_at) AS oldest, count(*) FILTER (WHERE (run_at, id) < (l.before, l.id)) AS ahead FROM (
 			SELECT run_at, id FROM opscore.task
-			WHERE state = 'pending' AND queue = $1 AND actor = $2 AND rank = $3 AND run_at <= $4 AND (expires_at IS NULL OR expires_at > $4)
-			ORDER BY run_at, id LIMIT $7) t) d,
-		(SELECT count(*) AS scheduled FROM (
+			WHERE state = 'pending' AND queue = l.queue AND actor = l.actor AND rank = l.rank
+				AND run_at <= $4 AND (expires_at IS NULL OR expires_at > $4)
+			ORDER BY run_at, id LIMIT $7) t) d
+	CROSS JOIN LATERAL (
+		SELECT count(*) AS scheduled FROM (
 			SELECT FROM opscore.task
-			WHERE state = 'pending' AND queue = $1 AND actor = $2 AND rank = $3 AND run_at > $4 LIMIT $7) t) s`
+			WHERE state = 'pending' AND queue = l.queue AND actor = l.actor AND rank = l.rank AND run_at > $4 LIMIT $7) t) s`
 
-func (l *lines) queueCount(b *pgx.Batch, s *Store, at lane, line *opscore.Line) {
-	limit := opscore.CountsPerLine(len(l.found))
-	var before time.Time
-	var id opscore.ID
-	switch {
-	case l.of == nil || -l.of.Priority < int(at.rank):
-	case -l.of.Priority > int(at.rank):
-		before = l.at.Add(time.Microsecond)
-	default:
-		before, id = l.of.RunAt, l.of.ID
+func (l *lines) queueCount(b *pgx.Batch, s *Store) {
+	var from starts // where the tasks end that are ahead
+	var all []*opscore.Line
+	for at, line := range l.found {
+		var before front
+		switch {
+		case l.of == nil || -l.of.Priority < int(at.rank):
+		case -l.of.Priority > int(at.rank):
+			before.runAt = l.at.Add(time.Microsecond)
+		default:
+			before.runAt, before.id = l.of.RunAt, l.of.ID
+		}
+		from.add(at, before)
+		all = append(all, line)
 	}
-	b.Queue(s.sql(countSQL), at.queue, at.actor, at.rank, l.at, before, id, limit+1).QueryRow(func(row pgx.Row) error {
-		var due, ahead, scheduled int
-		var oldest *time.Time
-		err := row.Scan(&due, &oldest, &ahead, &scheduled)
-		line.Due, line.Ahead, line.Scheduled = opscore.TallyOf(due, limit), opscore.TallyOf(ahead, limit), opscore.TallyOf(scheduled, limit)
-		line.Oldest = timeOf(oldest)
-		return err
+	limit := opscore.CountsPerLine(len(all))
+	b.Queue(s.sql(countSQL), from.queues, from.actors, from.ranks, l.at, from.runAts, from.ids, limit+1).Query(func(rows pgx.Rows) error {
+		return scanAll(rows, func(rows pgx.Rows) error {
+			var n, due, ahead, scheduled int
+			var oldest *time.Time
+			if err := rows.Scan(&n, &due, &oldest, &ahead, &scheduled); err != nil {
+				return err
+			}
+			line := all[n-1]
+			line.Due, line.Ahead, line.Scheduled = opscore.TallyOf(due, limit), opscore.TallyOf(ahead, limit), opscore.TallyOf(scheduled, limit)
+			line.Oldest = timeOf(oldest)
+			return nil
+		})
 	})
 }
 
@@ -124,9 +137,9 @@ const (
 
 func (l *lines) queueRates(b *pgx.Batch, s *Store) {
 	since := l.at.Add(-opscore.RatesOver)
-	b.Queue(s.sql(arrivedSQL), since, l.at, opscore.CountedAtMost, idAt(since), idAt(l.at.Add(opscore.RatesOver))).Query(
+	b.Queue(s.sql(arrivedSQL), since, l.at, opscore.RatedAtMost, idAt(since), idAt(l.at.Add(opscore.RatesOver))).Query(
 		l.rates(func(line *opscore.Line, perS float64) { line.Arriving = perS }))
-	b.Queue(s.sql(completedSQL), since, l.at, opscore.CountedAtMost).Query(
+	b.Queue(s.sql(completedSQL), since, l.at, opscore.RatedAtMost).Query(
 		l.rates(func(line *opscore.Line, perS float64) { line.Completing = perS }))
 }
 
@@ -140,7 +153,7 @@ func (l *lines) rates(set func(*opscore.Line, float64)) func(pgx.Rows) error {
 				return err
 			}
 			over := opscore.RatesOver
-			if seen == opscore.CountedAtMost {
+			if seen == opscore.RatedAtMost {
 				over = max(l.at.Sub(first), time.Millisecond)
 			}
 			set(l.line(at), float64(n)/over.Seconds())

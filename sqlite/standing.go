@@ -130,10 +130,10 @@ func (l *lines) rates(c *conn, queues []string) error {
 	since := l.at - opscore.RatesOver.Microseconds()
 	from, to := idAt(since), idAt(l.at+opscore.RatesOver.Microseconds())
 	if err := l.rate(c, queues, func(line *opscore.Line, perS float64) { line.Arriving += perS },
-		arrivedSQL, from[:], to[:], since, opscore.CountedAtMost); err != nil {
+		arrivedSQL, from[:], to[:], since, opscore.RatedAtMost); err != nil {
 		return err
 	}
-	return l.rate(c, queues, func(line *opscore.Line, perS float64) { line.Completing += perS }, completedSQL, since, opscore.CountedAtMost)
+	return l.rate(c, queues, func(line *opscore.Line, perS float64) { line.Completing += perS }, completedSQL, since, opscore.RatedAtMost)
 }
 
 func (l *lines) rate(c *conn, queues []string, add func(*opscore.Line, float64), query string, args ...any) error {
@@ -150,7 +150,7 @@ func (l *lines) rate(c *conn, queues []string, add func(*opscore.Line, float64),
 		return err
 	}
 	over := opscore.RatesOver
-	if seen == opscore.CountedAtMost {
+	if seen == opscore.RatedAtMost {
 		over = max(time.Duration(l.at-first)*time.Microsecond, time.Millisecond)
 	}
 	for k, n := range counts {
