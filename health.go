@@ -28,10 +28,12 @@ func (w *Worker) Info() WorkerInfo {
 func (c *crew) about(ctx context.Context) About {
 	ctx, cancel := context.WithTimeout(ctx, HeartbeatEvery)
 	defer cancel()
-	a := About{Process: self()}
+	a := About{Process: self(), Canaries: true}
 	for _, x := range c.connected() {
 		if l, ok := x.(Located); ok {
-			if e, err := l.Endpoint(ctx); err == nil && !slices.Contains(a.Endpoints, e) {
+			e, err := l.Endpoint(ctx)
+			e.Origin = c.Origins[e.Kind]
+			if err == nil && !slices.Contains(a.Endpoints, e) {
 				a.Endpoints = append(a.Endpoints, e)
 			}
 		}

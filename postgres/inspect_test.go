@@ -164,7 +164,9 @@ func TestInspectorNamesTheHeadOfTheLineAndNotTheMigrationThatWaits(t *testing.T)
 	reader.exec("SELECT count(*) FROM opscore.task")
 	migration.hang("ALTER TABLE opscore.task ADD COLUMN more text DEFAULT 'hunter2'")
 	blocked := func(pid int) func() bool {
-		return func() bool { return count(t, s, fmt.Sprintf("SELECT count(*) FROM pg_locks WHERE pid = %d AND NOT granted", pid)) > 0 }
+		return func() bool {
+			return count(t, s, fmt.Sprintf("SELECT count(*) FROM pg_locks WHERE pid = %d AND NOT granted", pid)) > 0
+		}
 	}
 	until(t, "the migration waits", 10*time.Second, blocked(migration.pid()))
 	behind.hang("UPDATE opscore.task SET actor = actor")

@@ -230,6 +230,15 @@ func (s *Store) Forget(ctx context.Context, queue string, waiting int, age time.
 	return int(tag.RowsAffected()), nil
 }
 
+// TicketOut says since when a ticket is out that names a task of a queue: the latest, if there are several.
+func (s *Store) TicketOut(ctx context.Context, queue string, task opscore.ID) (since time.Time, out bool, err error) {
+	err = s.pool.QueryRow(ctx, s.sql("SELECT at FROM opscore.ticket WHERE queue = $1 AND $2 = ANY(tasks) ORDER BY at DESC LIMIT 1"), queue, task).Scan(&since)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return since, false, nil
+	}
+	return since.UTC(), err == nil, unavailable("look for a ticket", err)
+}
+
 // Deployment says who this database is.
 func (s *Store) Deployment(ctx context.Context) (d opscore.Deployment, err error) {
 	var epoch *opscore.ID

@@ -40,8 +40,9 @@ type Store struct {
 }
 
 var (
-	_ opscore.Store = (*Store)(nil)
-	_ opscore.Waker = (*Store)(nil)
+	_ opscore.Store     = (*Store)(nil)
+	_ opscore.Waker     = (*Store)(nil)
+	_ opscore.Discarder = (*Store)(nil)
 
 	_ opscore.Checked = (*Store)(nil)
 )

@@ -7,11 +7,11 @@ import (
 
 func TestStatementsAreShownWithoutLiterals(t *testing.T) {
 	for text, want := range map[string]string{
-		"SELECT 1":                                             "SELECT ?",
-		"SELECT 'it''s', E'a\\'b', x'ff', N'n', \"a 'b\", a1":  `SELECT ?, ?, ?, ?, "a 'b", a1`,
-		"UPDATE t SET a=-1.5e3 WHERE b=$1 AND c1 = 0x1F":       "UPDATE t SET a=-? WHERE b=$1 AND c1 = ?",
-		"SELECT $$hunter2$$, $tag$hunter2 $$ $tag$, $2":        "SELECT ?, ?, $2",
-		"SELECT $x":                                            "SELECT $x",
+		"SELECT 1": "SELECT ?",
+		"SELECT 'it''s', E'a\\'b', x'ff', N'n', \"a 'b\", a1": `SELECT ?, ?, ?, ?, "a 'b", a1`,
+		"UPDATE t SET a=-1.5e3 WHERE b=$1 AND c1 = 0x1F":      "UPDATE t SET a=-? WHERE b=$1 AND c1 = ?",
+		"SELECT $$hunter2$$, $tag$hunter2 $$ $tag$, $2":       "SELECT ?, ?, $2",
+		"SELECT $x": "SELECT $x",
 		"SELECT 1 -- hunter2\n, 2 /* hunter2 /* in */ out */;": "SELECT ? , ? ;",
 		"ALTER ROLE a PASSWORD 'hunter2":                       "ALTER ROLE a PASSWORD ?", // cut off by the server
 		"SELECT $a$hunter2":                                    "SELECT ?",

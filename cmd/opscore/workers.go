@@ -166,8 +166,9 @@ func (s *session) showWorker(w opscore.WorkerInfo) error {
 	b.field("heard", when(w.LastBeat))
 	b.field("lease", goDuration(time.Duration(w.Lease)))
 	for _, e := range w.Endpoints {
-		b.field(e.Kind, strings.TrimSuffix(e.String()+" ("+e.Instance+")", " ()"))
+		b.field(e.Kind, strings.TrimSuffix(strings.TrimSuffix(e.String()+" ("+e.Instance+")", " ()")+", from "+e.Origin, ", from "))
 	}
+	b.field("memory", p.Group)
 	b.report(w.Report)
 	return s.print(b.String())
 }
