@@ -32,7 +32,6 @@ var arrows = map[string][]string{
 	"dramatiq":                {".", "rabbitmq", "github.com/google/uuid", "github.com/rabbitmq/amqp091-go"},
 	"storetest":               {".", "github.com/google/uuid", "pgregory.net/rapid"},
 	"opscoretest":             {".", "internal/nodes", "postgres", "rabbitmq", "sqlite", "github.com/google/uuid"},
-	"doctor":                  {"."},
 	"server":                  {".", "github.com/prometheus/client_golang"},
 	"examples/quickstart":     {".", "sqlite"},
 	"examples/shop":           {".", "sqlite"},
