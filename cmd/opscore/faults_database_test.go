@@ -93,7 +93,7 @@ func (s *scene) settle(app string) {
 // rowLocked: a report has locked the target's row and forgotten it.
 func rowLocked(s *scene) want {
 	s.submit()
-	pid, tx := s.transaction("report", "SELECT FROM opscore.task WHERE id = $1 FOR UPDATE", s.target)
+	pid, tx := s.transaction("report", "SELECT '"+canary+"' FROM opscore.task WHERE id = $1 FOR UPDATE", s.target)
 	s.worker()
 	s.until("the end of the other tasks", func() bool { return s.counted(opscore.Completed) == backdrop })
 	s.settle("report")

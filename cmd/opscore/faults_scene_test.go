@@ -69,7 +69,9 @@ func newScene(t *testing.T, bin string) *scene {
 	return s
 }
 
-func (s *scene) path(names ...string) string { return filepath.Join(append([]string{s.dir}, names...)...) }
+func (s *scene) path(names ...string) string {
+	return filepath.Join(append([]string{s.dir}, names...)...)
+}
 
 func (s *scene) write(name, text string) {
 	s.Helper()
@@ -441,11 +443,3 @@ func (s *scene) watcher() *pgx.Conn {
 
 // noContext is that of an end, at which the test's is over.
 func noContext() context.Context { return context.Background() }
-
-// sql executes a statement on a connection of its own.
-func (s *scene) sql(text string, args ...any) {
-	s.Helper()
-	conn := s.connect("operator")
-	_, err := conn.Exec(s.Context(), text, args...)
-	s.must(errors.Join(err, conn.Close(s.Context())))
-}

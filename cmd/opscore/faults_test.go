@@ -22,8 +22,8 @@ var whichFaults = flag.String("faults", "fast", "what the benchmark of explain p
 
 // play is a deployment that is brought into a state, and what a good answer says about its target.
 type play struct {
-	name string // "F36 no worker"
-	fast bool   // a part of the benchmark that every run of the tests plays
+	name string                   // "F36 no worker"
+	fast bool                     // a part of the benchmark that every run of the tests plays
 	on   func(*testing.T, *scene) // where the tasks are
 	act  func(*scene) want
 }
@@ -33,9 +33,9 @@ type want struct {
 	codes    []string // the first cause has one of these; for a pair each is among the causes, in any place
 	evidence []string // is in the first cause's evidence, as words of their own: the process id, the name or the count that was injected
 	remedy   remedy
-	names    []string   // what an operator's action names, one of them
-	undo     func()     // what an operator does then; nil if the remedy is a command, or nothing has to be done
-	lasts    bool       // the target does not end by itself once that is done: it is scheduled for later, or is no task
+	names    []string        // what an operator's action names, one of them
+	undo     func()          // what an operator does then; nil if the remedy is a command, or nothing has to be done
+	lasts    bool            // the target does not end by itself once that is done: it is scheduled for later, or is no task
 	said     []opscore.Cause // what opscore submit said already, where that is the answer
 }
 

@@ -20,7 +20,7 @@ import (
 // workerFaults are part C of the catalogue.
 func workerFaults() []play {
 	return []play{
-		{name: "F36 no worker", fast: true, on: onEmbedded, act: noWorker},
+		{name: "F36 no worker", on: onEmbedded, act: noWorker},
 		{name: "F37 queue not listened", fast: true, on: onEmbedded, act: queueNotListened},
 		{name: "F38 actor not registered", fast: true, on: onEmbedded, act: actorNotRegistered},
 		{name: "F39 queue paused", fast: true, on: onEmbedded, act: queuePaused},
@@ -184,7 +184,9 @@ func outputPipeFull(s *scene) want {
 	s.until("a log that nobody reads", func() bool {
 		workers, err := s.store.Workers(s.Context(), 0)
 		s.must(err)
-		return slices.ContainsFunc(workers, func(w opscore.WorkerInfo) bool { return w.Report.Check(opscore.CheckLog).State == opscore.CheckDegraded })
+		return slices.ContainsFunc(workers, func(w opscore.WorkerInfo) bool {
+			return w.Report.Check(opscore.CheckLog).State == opscore.CheckDegraded
+		})
 	})
 	s.occupy(4)
 	s.submit()
