@@ -149,7 +149,7 @@ func (s *stage) hire(ctx context.Context, name string) (pid int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("make the worker's log: %w", err)
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 	s.line("$ opscore dev &")
 	w := s.command(context.WithoutCancel(ctx), "exec opscore dev --ready-file "+name)
 	w.Stderr = log
