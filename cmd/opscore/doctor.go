@@ -39,6 +39,7 @@ within 10s. The canary is removed at the end.`,
 			return a.examining(cmd, func(ctx context.Context, e *examination) error { return e.examine(ctx, o) })
 		},
 	}
+	addBrokerFlags(c.Flags())
 	c.Flags().StringVar(&o.queue, "queue", "", "look at `QUEUE` only, also if it has no tasks yet")
 	c.Flags().BoolVar(&o.probe, "probe", false, "send a canary through the queues, and print the time of each hop")
 	return c

@@ -18,12 +18,12 @@ import (
 )
 
 // sources are those that know of facts besides the store. This is where they are wired.
-func (c *config) sources(place database) []doctor.Source {
+func (c *config) sources(place database, open func(context.Context) (store, error)) []doctor.Source {
 	sources := []doctor.Source{{Name: "host", Gatherer: host.Inspector{}}}
 	if p, ok := place.(postgresPlace); ok {
 		sources = append(sources, doctor.Source{Name: "postgres", At: p.String(), Gatherer: postgres.Inspector{URL: p.url, Options: p.options()}})
 	}
-	return sources
+	return append(sources, c.askBroker(open)...)
 }
 
 func (a *app) explainCommand() *cobra.Command {
@@ -53,6 +53,7 @@ is in docs/causes.md.`,
 			})
 		},
 	}
+	addBrokerFlags(c.Flags())
 	c.Flags().BoolVar(&watch, "watch", false, "say it again when it has changed, until the task is over")
 	return c
 }
@@ -84,7 +85,7 @@ func (a *app) examining(cmd *cobra.Command, do func(context.Context, *examinatio
 // ask reads the facts.
 func (e *examination) ask(ctx context.Context, id opscore.ID) (opscore.Facts, error) {
 	store := doctor.Source{Name: opscore.SourceStore, At: e.place.String(), Gatherer: e.store}
-	f := doctor.Ask(ctx, id, store, e.conf.sources(e.place)...)
+	f := doctor.Ask(ctx, id, store, e.conf.sources(e.place, e.store.get)...)
 	return f, e.store.refused()
 }
 
@@ -293,7 +294,7 @@ func (l *lateTeller) ask(ctx context.Context, id opscore.ID) {
 	answer := make(chan []opscore.Cause, 1)
 	l.answer = answer
 	go func() {
-		answer <- opscore.Explain(doctor.Ask(ctx, id, doctor.Store(l.client), l.conf.sources(l.place)...))
+		answer <- opscore.Explain(doctor.Ask(ctx, id, doctor.Store(l.client), l.conf.sources(l.place, func(context.Context) (store, error) { return l.store, nil })...))
 	}()
 }
 
