@@ -61,6 +61,7 @@ func Open(ctx context.Context, urls string, store Store, o Options) (*Broker, er
 		return nil, err
 	}
 	b := &Broker{Session: s, store: store, instance: d.Instance}
+	s.about = amqp.Table{"instance": d.Instance.String()}
 	if err := s.try(ctx); refused(err) {
 		b.Close()
 		return nil, err
@@ -82,7 +83,7 @@ func (s *Session) dial(ctx context.Context, purpose string, about amqp.Table) (*
 	if err != nil {
 		return nil, s.unavailable(err)
 	}
-	config.Properties = properties(purpose, s.options.Build, about)
+	config.Properties = properties(purpose, s.options.Build, s.about, about)
 	ctx, cancel := context.WithTimeout(ctx, at.patience)
 	defer cancel()
 	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", at.host())

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -20,6 +19,7 @@ type Session struct {
 	log       *slog.Logger
 	diagnose  *inspector
 	cluster   atomic.Pointer[string] // its name, once it is known
+	about     amqp.Table             // what all connections say of themselves besides
 
 	ctx    context.Context //nolint:containedctx // the life of the connections, from Connect to Close
 	cancel context.CancelFunc
@@ -62,11 +62,7 @@ func (s *Session) String() string { return s.addresses.String() }
 
 // Endpoint implements [opscore.Located] for sources. The name of the cluster is known once there has been a connection.
 func (s *Session) Endpoint(context.Context) (opscore.Endpoint, error) {
-	hosts := make([]string, len(s.addresses.all))
-	for i, a := range s.addresses.all {
-		hosts[i] = a.host()
-	}
-	e := opscore.Endpoint{Kind: "rabbitmq", Address: strings.Join(hosts, ","), Name: s.addresses.all[0].uri.Vhost}
+	e := s.addresses.endpoint()
 	if name := s.cluster.Load(); name != nil {
 		e.Instance = *name
 	}
