@@ -129,8 +129,15 @@ func (s *Source) newLine(queue string) *line {
 			}
 			return amqp.Queue{}, errNotConsumed
 		},
+		Declared: func(name string, _ int) rabbitmq.Declaration { return s.declared(queue, name) },
 	}
 	return l
+}
+
+// declared returns how a queue or its companion is made.
+func (s *Source) declared(queue, name string) rabbitmq.Declaration {
+	all := s.options.Declare.Declarations(queue)
+	return all[slices.IndexFunc(all, func(d rabbitmq.Declaration) bool { return d.Name == name })]
 }
 
 // Checks implements [opscore.Checked].

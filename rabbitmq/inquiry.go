@@ -40,6 +40,7 @@ const (
 // Bounds of an inquiry.
 const (
 	inquiryFor   = 900 * time.Millisecond // less than the second that a doctor waits
+	answerWithin = 250 * time.Millisecond // the other queues must not wait for one that does not answer
 	askedQueues  = 200                    // of the broker, at most
 	leftForWrite = 100 * time.Millisecond // of it, for the last question
 )
@@ -142,7 +143,7 @@ func (q Inquiry) targets(known *opscore.Facts) (all []target) {
 
 // examine asks what an open connection can tell, and reports whether there was time for all of it.
 func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch opscore.ID, targets []target, b *opscore.BrokerFacts) (all bool) {
-	l := &looker{conn: conn}
+	l := &looker{conn: conn, within: answerWithin}
 	looking, cancel := context.WithTimeout(ctx, time.Until(deadline(ctx))-leftForWrite)
 	defer cancel()
 	if epoch != (opscore.ID{}) {

@@ -26,8 +26,8 @@ type suspect struct {
 
 const canary = "s3cr3t-c4n4ry"
 
-func newSuspect(t *testing.T) *suspect {
-	n := nodes.OwnManagedRabbitMQ(t)
+func newSuspect(t *testing.T, n *nodes.RabbitMQ) *suspect {
+	t.Helper()
 	s := &suspect{node: n}
 	s.rig = newRig(t, s.as("app", "app"))
 	s.addUser()
@@ -147,7 +147,7 @@ func (s *suspect) drop() {
 
 // TestAnInquiryFindsWhatIsTheMatter injects one thing after the other into one broker, and looks for it in the facts.
 func TestAnInquiryFindsWhatIsTheMatter(t *testing.T) {
-	s := newSuspect(t)
+	s := newSuspect(t, nodes.OwnManagedRabbitMQ(t))
 	for _, c := range []struct {
 		name string
 		do   func(*testing.T, *suspect)

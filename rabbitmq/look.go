@@ -22,16 +22,14 @@ type Declaration struct {
 // looker looks at queues on a connection of its own: the broker remembers for a connection what it was permitted. It moves no message and leaves nothing
 // behind.
 type looker struct {
-	conn *amqp.Connection
-	ch   *amqp.Channel // nil after something was refused on it
+	conn   *amqp.Connection
+	within time.Duration // it is waited for an answer: a queue without a leader never gives one
+	ch     *amqp.Channel // nil after something was refused on it
 }
-
-// answerWithin is for how long a queue is waited for: one without a leader never answers, and the others must not wait for it.
-const answerWithin = 250 * time.Millisecond
 
 // do calls with a channel. The broker closes one on which it refuses something.
 func (l *looker) do(ctx context.Context, with func(*amqp.Channel) error) error {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := context.WithTimeout(ctx, l.within)
 	defer cancel()
 	ch := l.ch
 	l.ch = nil

@@ -36,6 +36,8 @@ type Options struct {
 	Classic bool         // queues that are made are classic ones; the default is quorum queues, which survive a node of a cluster
 	Build   string       // of this process, to be seen among the broker's connections; empty means what the binary knows of its version
 	Log     *slog.Logger // nil means [slog.Default]
+	// ReviewEvery is how often a source looks whether it might connect anew, about; 0 means a minute.
+	ReviewEvery time.Duration
 }
 
 // Broker is a RabbitMQ server, or a cluster of them, that carries tickets. It is safe for concurrent use.

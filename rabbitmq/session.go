@@ -21,6 +21,10 @@ type Session struct {
 	cluster   atomic.Pointer[string] // its name, once it is known
 	about     amqp.Table             // what all connections say of themselves besides
 
+	sends   atomic.Bool // something is sent
+	mu      sync.Mutex
+	blocked trouble // why the broker takes nothing, as far as is known
+
 	ctx    context.Context //nolint:containedctx // the life of the connections, from Connect to Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -48,6 +52,20 @@ func (s *Session) try(ctx context.Context) (err error) {
 		}
 	}
 	return err
+}
+
+// takes notes whether the broker takes messages: nil, or why it does not.
+func (s *Session) takes(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.blocked.note(why)
+}
+
+// taking returns why the broker takes no messages, if it is known not to.
+func (s *Session) taking() trouble {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.blocked
 }
 
 // Close ends the connections and returns when nothing of the session runs any more. Workers and keepers must have stopped.

@@ -93,7 +93,7 @@ func (b *Broker) Source() *Source {
 	s.misses = batch.New(opscore.DefaultSlots, s.classify)
 	s.sub = &Subscription{
 		Session: b.Session, Purpose: Purpose{"consume", pulled}, About: s.about, Serve: s.serve, Expects: s.expects,
-		Look: s.look,
+		Look: s.look, Declared: func(queue string, version int) Declaration { return ticketQueue(queue, b.options.Classic, version) },
 	}
 	return s
 }

@@ -16,8 +16,8 @@ import (
 )
 
 // sources are those that know of facts besides the store. This is where they are wired.
-func (c *config) sources(database) []doctor.Source {
-	return nil
+func (c *config) sources(_ database, open func(context.Context) (store, error)) []doctor.Source {
+	return c.askBroker(open)
 }
 
 func (a *app) explainCommand() *cobra.Command {
@@ -47,6 +47,7 @@ is in docs/causes.md.`,
 			})
 		},
 	}
+	addBrokerFlags(c.Flags())
 	c.Flags().BoolVar(&watch, "watch", false, "say it again when it has changed, until the task is over")
 	return c
 }
@@ -78,7 +79,7 @@ func (a *app) examining(cmd *cobra.Command, do func(context.Context, *examinatio
 // ask reads the facts.
 func (e *examination) ask(ctx context.Context, id opscore.ID) (opscore.Facts, error) {
 	store := doctor.Source{Name: opscore.SourceStore, At: e.place.String(), Gatherer: e.store}
-	f := doctor.Ask(ctx, id, store, e.conf.sources(e.place)...)
+	f := doctor.Ask(ctx, id, store, e.conf.sources(e.place, e.store.get)...)
 	return f, e.store.refused()
 }
 
@@ -287,7 +288,7 @@ func (l *lateTeller) ask(ctx context.Context, id opscore.ID) {
 	answer := make(chan []opscore.Cause, 1)
 	l.answer = answer
 	go func() {
-		answer <- opscore.Explain(doctor.Ask(ctx, id, doctor.Store(l.client), l.conf.sources(l.place)...))
+		answer <- opscore.Explain(doctor.Ask(ctx, id, doctor.Store(l.client), l.conf.sources(l.place, func(context.Context) (store, error) { return l.store, nil })...))
 	}()
 }
 
