@@ -114,9 +114,9 @@ const (
 )
 
 var (
-	urlUser    = regexp.MustCompile(`://[^@/\s]*@`)
+	urlUser    = regexp.MustCompile(`://\S*@`) // to the last @: a password may have one, and a list of URLs shows its last host
 	secretName = regexp.MustCompile(`(?i)(pass|secret|token|key|credential|auth)`)
-	secretPair = regexp.MustCompile(`(?i)((?:pass|secret|token|key|credential|auth)[a-z_-]*\s*[=:]\s*)('[^']*'|"[^"]*"|\S+)`)
+	secretPair = regexp.MustCompile(`(?is)((?:pass|secret|token|key|credential|auth)[a-z_-]*["']?\s*[=:]\s*).+`) // nobody knows where its value ends
 )
 
 // shownArgs is a command line without what may be secret: users and passwords of URLs, and values of what is called like a secret.
@@ -127,11 +127,11 @@ func shownArgs(args []string) []string {
 		if i == maxShownArgs {
 			return append(shown, "…")
 		}
-		flag := strings.HasPrefix(arg, "-")
-		if hide && !flag {
+		hidden := hide
+		hide = i > 0 && strings.HasPrefix(arg, "-") && !strings.Contains(arg, "=") && secretName.MatchString(arg)
+		if hidden {
 			arg = "…"
 		}
-		hide = i > 0 && flag && !strings.Contains(arg, "=") && secretName.MatchString(arg)
 		arg = secretPair.ReplaceAllString(urlUser.ReplaceAllString(arg, "://…@"), "${1}…")
 		if len(arg) > maxShownArg {
 			arg = arg[:maxShownArg] + "…"

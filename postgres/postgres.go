@@ -153,7 +153,7 @@ func refuseDowngrade(c *pgx.ConnConfig) error {
 			}
 			return &opscore.Error{Code: opscore.CodeInvalid, Message: fmt.Sprintf(
 				"database at %s: sslmode prefer or allow may end up without encryption and not say so; use sslmode=verify-full "+
-					"(or require), or sslmode=disable if plain text is what you want", f.Host)}
+					"(or require), or sslmode=disable if plain text is what you want", f.Host[strings.LastIndex(f.Host, "@")+1:])} // a password with an @ looks like a part of it
 		}
 	}
 	return nil
