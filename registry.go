@@ -142,7 +142,7 @@ type Report struct {
 	Checks     []Check  `json:"checks,omitempty"`
 	Running    int      `json:"running"`                     // tasks
 	Skew       Duration `json:"clock_skew,omitempty"`        // its clock less the store's
-	LogDropped int64    `json:"log_lines_dropped,omitempty"` // because nobody read them fast enough
+	LogDropped int64    `json:"log_lines_dropped,omitempty"` // because they could not be written, or nobody read them fast enough
 	Drained    *Drained `json:"drained,omitempty"`           // at its end
 }
 
