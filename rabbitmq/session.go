@@ -94,6 +94,11 @@ func (s *Session) On(ctx context.Context, with func(*amqp.Channel) error) error 
 	return err
 }
 
+// Dial opens a connection for a purpose; the caller closes it.
+func (s *Session) Dial(ctx context.Context, purpose string) (*amqp.Connection, error) {
+	return s.dial(ctx, purpose, nil)
+}
+
 // Purpose says what a connection is for, in the log and among the broker's connections, and what happens while there is none.
 type Purpose struct{ Name, Meanwhile string }
 

@@ -105,21 +105,21 @@ func ticketQueue(queue string, classic bool, major int) Declaration {
 
 // ensureQueue makes the broker's queue for a queue of tasks, and the one for dead tickets. If it had to be made, the tickets that were out are
 // gone with the one before it.
-func (b *Broker) ensureQueue(ctx context.Context, queue string) error {
+func (b *Broker) ensureQueue(ctx context.Context, queue string) (made bool, err error) {
 	dead := amqp.Table{"x-queue-type": kind(b.options.Classic), "x-max-length": int64(maxDead)}
 	if _, err := b.diagnose.ensure(ctx, deadQueue, dead); err != nil {
-		return err
+		return false, err
 	}
 	live := ticketQueue(queue, b.options.Classic, b.diagnose.major())
-	made, err := b.diagnose.ensure(ctx, live.Name, live.Args)
+	made, err = b.diagnose.ensure(ctx, live.Name, live.Args)
 	if err != nil || !made {
-		return err
+		return false, err
 	}
 	lost, err := b.store.Forget(ctx, queue, 0, time.Second) // not those that are about to be published
 	if lost > 0 {
 		b.log.Warn("the broker has lost a queue: its tasks get new tickets", "broker", b, "queue", queue, "tickets", lost)
 	}
-	return err
+	return true, err
 }
 
 // kind is the type of the queues that are made.
