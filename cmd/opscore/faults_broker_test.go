@@ -44,6 +44,7 @@ func queuePurged(s *scene) want {
 	s.ticketed()
 	s.broker.ctl("purge_queue", "-p", s.broker.vhost, ticketQueue("default"))
 	s.awaitNoTickets()
+	s.until("an old ticket", func() bool { return s.ticketAge() > opscore.TicketFor+100*time.Millisecond })
 	return want{codes: []string{opscore.CauseTicketLost}, evidence: []string{"0"}, remedy: optional}
 }
 
@@ -104,30 +105,44 @@ func permissionRevoked(s *scene) want {
 
 // foreignConsumer: a program that is no worker takes tickets and does nothing with them.
 func foreignConsumer(s *scene) want {
-	s.busy(12)
-	s.broker.awaitTickets("default", backdrop)
-	thief := s.program([]string{"accomplice", "consume"}, nil, "--queue", ticketQueue("default"), "--tag", "the-thief")
+	s.occupied(12)
+	thief := s.consumer("the-thief", 0)
+	s.submit()
+	s.awaitNoneWaits()
+	return want{
+		codes: []string{opscore.CauseForeignConsumer}, evidence: []string{"the-thief", "ack_required=false"},
+		remedy: either, names: []string{"close"}, undo: thief.stop,
+	}
+}
+
+// consumer starts a program that consumes tickets and is no worker, and returns when it is known.
+func (s *scene) consumer(tag string, prefetch int) *hand {
+	s.Helper()
+	h := s.program([]string{"accomplice", "consume"}, nil, "--queue", ticketQueue("default"), "--tag", tag, "--prefetch", fmt.Sprint(prefetch))
+	s.broker.awaitConsumers("default", 2) // the worker, which has got no ticket yet that it has no slot for, is one
+	return h
+}
+
+// awaitNoneWaits waits until the target's ticket is out and somebody has it.
+func (s *scene) awaitNoneWaits() {
+	s.Helper()
 	s.until("no ticket to be left", func() bool {
 		n, _, err := s.broker.waiting("default")
-		return err == nil && n == 0
+		return err == nil && n == 0 && s.isOut(s.target)
 	})
-	_ = thief
-	return want{codes: []string{opscore.CauseForeignConsumer}, evidence: []string{"the-thief", "ack_required=false"}, remedy: either, names: []string{"close"}, undo: thief.stop}
 }
 
 // otherDatabase: a worker of another deployment takes tickets from the same queue.
 func otherDatabase(s *scene) want {
-	s.busy(12)
-	s.broker.awaitTickets("default", backdrop)
+	s.occupied(12)
 	mine, place := s.database, &scene{T: s.T}
 	onPostgres(s.T, place)
 	s.set("OPSCORE_DATABASE_URL", place.database)
 	w := s.worker()
 	s.set("OPSCORE_DATABASE_URL", mine)
-	s.until("the target's ticket to be taken", func() bool {
-		n, _, err := s.broker.waiting("default")
-		return err == nil && n == 0
-	})
+	s.broker.awaitConsumers("default", 2)
+	s.submit()
+	s.awaitNoneWaits()
 	return want{
 		codes: []string{opscore.CauseWorkerOtherDatabase}, evidence: []string{w.info.ID.String()},
 		remedy: byOperator, names: []string{"process " + w.pid(), w.info.ID.String()},
@@ -137,9 +152,9 @@ func otherDatabase(s *scene) want {
 
 // ticketsHoarded: a program takes as many tickets as it can hold, and keeps them.
 func ticketsHoarded(s *scene) want {
-	s.busy(12)
-	s.broker.awaitTickets("default", backdrop)
-	hoarder := s.program([]string{"accomplice", "consume"}, nil, "--queue", ticketQueue("default"), "--tag", "the-hoarder", "--prefetch", "50")
+	s.occupied(12)
+	hoarder := s.consumer("the-hoarder", 50)
+	s.submit()
 	s.until("all tickets to be held", func() bool {
 		return s.broker.do(`[{messages_unacknowledged, U}] = rabbit_amqqueue:info(element(2, rabbit_amqqueue:lookup(rabbit_misc:r(<<"%s">>, queue, <<"%s">>))), [messages_unacknowledged]), U`,
 			s.broker.vhost, ticketQueue("default")) == fmt.Sprint(backdrop+1)
@@ -154,8 +169,9 @@ func ticketsHoarded(s *scene) want {
 func starvation(s *scene) want {
 	s.write("opscore.yaml", s.read("opscore.yaml")+"  nap: {command: [sleep, '0.3']}\n")
 	s.worker("--slots", "2")
-	s.submit(opscore.Priority(0))
 	stop := s.flood("nap", 25, opscore.Priority(9))
+	s.until("many urgent tasks", func() bool { return s.counted(opscore.Pending) > 50 })
+	s.submit(opscore.Priority(0))
 	s.until("many more urgent tasks", func() bool { return s.counted(opscore.Pending) > 150 })
 	return want{
 		codes: []string{opscore.CauseStarved}, evidence: []string{"9"}, remedy: byOperator, names: []string{"worker", "slots"},

@@ -27,9 +27,16 @@ func databaseFaults() []play {
 // around it would hold it up.
 func (s *scene) busy(slots int, args ...string) *hand {
 	s.Helper()
+	w := s.occupied(slots, args...)
+	s.submit()
+	return w
+}
+
+// occupied has a worker with all of its slots taken.
+func (s *scene) occupied(slots int, args ...string) *hand {
+	s.Helper()
 	w := s.worker(append([]string{"--slots", fmt.Sprint(slots)}, args...)...)
 	s.occupy(slots)
-	s.submit()
 	return w
 }
 

@@ -54,9 +54,11 @@ func pairs() []play {
 		}},
 		{name: "P07 policy, foreign consumer", on: onCluster, act: func(s *scene) want {
 			s.broker.policy("keep-it-small", `{"max-length":3}`)
-			s.busy(12)
-			s.broker.awaitTickets("default", 3)
-			s.program([]string{"accomplice", "consume"}, nil, "--queue", ticketQueue("default"), "--tag", "the-thief")
+			s.occupied(12)
+			s.broker.awaitPolicy("default", "keep-it-small")
+			s.consumer("the-thief", 0)
+			s.submit()
+			s.awaitNoneWaits()
 			return both(opscore.CauseBrokerPolicyLimits+"|"+opscore.CauseTicketLost, opscore.CauseForeignConsumer)
 		}},
 		{name: "P08 queue missing, memory alarm", on: onOwnCluster, act: func(s *scene) want {

@@ -97,7 +97,9 @@ func (s *scene) awaitAlarm(kind string) {
 // maxLength: a policy drops the tickets that wait for longest, the target's among them.
 func maxLength(s *scene) want {
 	s.broker.policy("keep-it-small", `{"max-length":3}`)
-	s.busy(12)
+	s.occupied(12)
+	s.broker.awaitPolicy("default", "keep-it-small")
+	s.submit()
 	s.broker.awaitTickets("default", 3)
 	return want{codes: []string{opscore.CauseBrokerPolicyLimits, opscore.CauseTicketLost}, evidence: []string{"keep-it-small", "3"}, remedy: byCommand}
 }
@@ -105,7 +107,9 @@ func maxLength(s *scene) want {
 // ticketExpires: a policy drops tickets that nobody has taken for half a second.
 func ticketExpires(s *scene) want {
 	s.broker.policy("keep-it-fresh", `{"message-ttl":500}`)
-	s.busy(12)
+	s.occupied(12)
+	s.broker.awaitPolicy("default", "keep-it-fresh")
+	s.submit()
 	s.broker.awaitTickets("default", 0)
 	s.awaitNoTickets()
 	return want{codes: []string{opscore.CauseBrokerPolicyLimits, opscore.CauseTicketLost}, evidence: []string{"keep-it-fresh", "500"}, remedy: byCommand}

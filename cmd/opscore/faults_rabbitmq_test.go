@@ -4,9 +4,12 @@ package main
 
 import (
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -123,6 +126,42 @@ func (b *broker) waiting(queue string) (messages, consumers int, err error) {
 	return q.Messages, q.Consumers, err
 }
 
+// managedQueue is a queue as the management API shows it, some seconds late.
+type managedQueue struct {
+	Policy    string `json:"policy"`
+	Consumers []struct {
+		Tag string `json:"consumer_tag"`
+	} `json:"consumer_details"`
+}
+
+// awaitManaged waits until the management API shows a queue of tickets as it is.
+func (b *broker) awaitManaged(queue, what string, is func(managedQueue) bool) {
+	b.scene.Helper()
+	at := b.Management() + "/api/queues/" + url.PathEscape(b.vhost) + "/" + url.PathEscape(ticketQueue(queue))
+	b.scene.until(what+" in the management API", func() bool {
+		r, err := http.NewRequestWithContext(b.scene.Context(), http.MethodGet, at, http.NoBody)
+		b.scene.must(err)
+		r.SetBasicAuth(b.user, canary)
+		a, err := http.DefaultClient.Do(r)
+		b.scene.must(err)
+		defer a.Body.Close()
+		var q managedQueue
+		return a.StatusCode == http.StatusOK && json.NewDecoder(a.Body).Decode(&q) == nil && is(q)
+	})
+}
+
+// awaitPolicy waits until a policy is in effect, and known.
+func (b *broker) awaitPolicy(queue, name string) {
+	b.scene.Helper()
+	b.awaitManaged(queue, "policy "+name, func(q managedQueue) bool { return q.Policy == name })
+}
+
+// awaitConsumers waits until a queue has so many consumers, and they are known.
+func (b *broker) awaitConsumers(queue string, n int) {
+	b.scene.Helper()
+	b.awaitManaged(queue, "a consumer", func(q managedQueue) bool { return len(q.Consumers) == n })
+}
+
 // awaitTickets waits until the target's ticket is out, and so many wait in the broker.
 func (b *broker) awaitTickets(queue string, n int) {
 	s := b.scene
@@ -140,4 +179,13 @@ func (s *scene) isOut(id opscore.ID) (out bool) {
 	conn := s.watcher()
 	s.must(conn.QueryRow(s.Context(), "SELECT EXISTS (SELECT FROM opscore.ticket WHERE $1 = ANY (tasks))", id).Scan(&out))
 	return out
+}
+
+// ticketAge is for how long the target's ticket has been out; zero if it is not.
+func (s *scene) ticketAge() (age time.Duration) {
+	s.Helper()
+	var seconds float64
+	s.must(s.watcher().QueryRow(s.Context(),
+		"SELECT coalesce(max(extract(epoch FROM clock_timestamp() - at)), 0)::float8 FROM opscore.ticket WHERE $1 = ANY (tasks)", s.target).Scan(&seconds))
+	return time.Duration(seconds * float64(time.Second))
 }
