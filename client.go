@@ -16,6 +16,8 @@ type Client struct {
 	Store   Store
 	MaxArgs int         // bytes of a task's args; 0 means 1 MiB
 	OnEvent func(Event) // called for each event; nil for none
+	// Retention is that of the deployment's keepers: it tells an id that was removed from one that never was.
+	Retention Retention
 
 	mu   sync.Mutex
 	seen registryView

@@ -18,6 +18,7 @@ type Store interface {
 	Runs
 	Registry
 	Chores
+	Standings
 }
 
 // Inserter stores new tasks: a store, or a store's view of the caller's transaction.

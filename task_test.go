@@ -152,7 +152,7 @@ func TestWarningsSayWhyATaskWouldNotStart(t *testing.T) {
 			for _, c := range got {
 				codes = append(codes, c.Code)
 				text += c.Text
-				if c.Remedy == "" {
+				if len(c.Remedy) == 0 {
 					t.Errorf("no remedy: %+v", c)
 				}
 			}

@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/rabbitmq"
 )
 
 // What the names of a queue's companions end in.
@@ -45,22 +46,17 @@ type Queues struct {
 	DeadFor     time.Duration // as the environment variable dramatiq_dead_message_ttl; 0 means 7 days
 }
 
-// declaration is a queue as it is declared: durable, and with arguments.
-type declaration struct {
-	name string
-	args amqp.Table
-}
-
-// of returns the declarations of a queue and its companions, the dead letters' first.
-func (q Queues) of(queue string) []declaration {
-	live := func(name string) declaration {
+// Declarations returns how a queue and its companions are declared, the dead letters' first.
+func (q Queues) Declarations(queue string) []rabbitmq.Declaration {
+	live := func(name string) rabbitmq.Declaration {
 		args := amqp.Table{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue + dead}
 		if q.MaxPriority > 0 {
 			args["x-max-priority"] = int64(q.MaxPriority)
 		}
-		return declaration{name, args}
+		return rabbitmq.Declaration{Name: name, Args: args}
 	}
-	return []declaration{{queue + dead, amqp.Table{"x-message-ttl": cmp.Or(q.DeadFor, DeadFor).Milliseconds()}}, live(queue), live(queue + delayed)}
+	letters := amqp.Table{"x-message-ttl": cmp.Or(q.DeadFor, DeadFor).Milliseconds()}
+	return []rabbitmq.Declaration{{Name: queue + dead, Args: letters}, live(queue), live(queue + delayed)}
 }
 
 func (q Queues) validate() error {

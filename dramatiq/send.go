@@ -126,37 +126,21 @@ func Send(ctx context.Context, urls string, q Queues, m Message) error {
 
 // declare sees to it that a queue exists with what belongs to it, and says whether it had to make it. What exists is used as it is.
 func declare(ctx context.Context, session *rabbitmq.Session, q Queues, queue string) (made bool, err error) {
-	for _, d := range q.of(queue) {
-		err := session.On(ctx, func(ch *amqp.Channel) error {
-			_, err := ch.QueueDeclarePassive(d.name, true, false, false, false, nil)
-			return err
-		})
-		if code(err) == amqp.NotFound {
-			err = session.On(ctx, func(ch *amqp.Channel) error {
-				_, err := ch.QueueDeclare(d.name, true, false, false, false, d.args)
-				return err
-			})
-			made = made || err == nil && d.name == queue
-			if code(err) == amqp.PreconditionFailed {
-				err = nil // somebody else has just made it, in another way
-			}
-		}
+	for _, d := range q.Declarations(queue) {
+		is, err := ensure(ctx, session, d)
 		if err != nil {
-			return made, fmt.Errorf("queue %s: %w", d.name, err)
+			return made, fmt.Errorf("queue %s: %w", d.Name, err)
 		}
+		made = made || is && d.Name == queue
 	}
 	return made, nil
 }
 
 // mismatches says in which ways queues are not as q says: a Python worker that is configured like q would fail to declare them.
 func mismatches(ctx context.Context, session *rabbitmq.Session, q Queues, queue string) (differ []string) {
-	for _, d := range q.of(queue) {
-		err := session.On(ctx, func(ch *amqp.Channel) error {
-			_, err := ch.QueueDeclare(d.name, true, false, false, false, d.args)
-			return err
-		})
-		if e, ok := errors.AsType[*amqp.Error](err); ok && e.Code == amqp.PreconditionFailed {
-			differ = append(differ, strings.TrimPrefix(e.Reason, "PRECONDITION_FAILED - "))
+	for _, d := range q.Declarations(queue) {
+		if how, err := session.Differs(ctx, d); err == nil && how != "" {
+			differ = append(differ, strings.TrimPrefix(how, "406 PRECONDITION_FAILED - "))
 		}
 	}
 	return slices.Compact(differ)

@@ -120,6 +120,7 @@ func (s *Source) newLine(queue string) *line {
 	l.resume <- struct{}{}
 	l.sub = &rabbitmq.Subscription{
 		Session: s.session, Purpose: rabbitmq.Purpose{Name: "dramatiq consume " + queue, Meanwhile: "messages wait in their queue"},
+		About:   s.about,
 		Serve:   func(ctx context.Context, conn *amqp.Connection) error { return s.serve(ctx, conn, queue, l) },
 		Expects: func(name string) (time.Time, bool) { return s.expects(l, name) },
 		Look: func(ctx context.Context, name string) (amqp.Queue, error) {
@@ -128,8 +129,15 @@ func (s *Source) newLine(queue string) *line {
 			}
 			return amqp.Queue{}, errNotConsumed
 		},
+		Declared: func(name string, _ int) rabbitmq.Declaration { return s.declared(queue, name) },
 	}
 	return l
+}
+
+// declared returns how a queue or its companion is made.
+func (s *Source) declared(queue, name string) rabbitmq.Declaration {
+	all := s.options.Declare.Declarations(queue)
+	return all[slices.IndexFunc(all, func(d rabbitmq.Declaration) bool { return d.Name == name })]
 }
 
 // Checks implements [opscore.Checked].
@@ -194,6 +202,13 @@ func (s *Source) enter(want opscore.Claim) {
 		default:
 		}
 	}
+}
+
+// about says among the broker's connections whose one it is.
+func (s *Source) about() amqp.Table {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return amqp.Table{"worker": s.want.Worker.String()}
 }
 
 func (s *Source) leave() {

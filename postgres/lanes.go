@@ -130,9 +130,8 @@ func (l *lanes) read(fronts map[lane]front, sent time.Time) {
 	l.fronts, l.until = fronts, now.Add(max(lanesFor, 20*now.Sub(sent)))
 }
 
-// readLanesSQL steps through the index from lane to lane, so its cost does not grow with the pending tasks in them. $1 is the
-// worker.
-const readLanesSQL = `
+// laneSQL steps through the index from lane to lane, so its cost does not grow with the pending tasks in them.
+const laneSQL = `
 	WITH RECURSIVE lane (queue, actor, rank, run_at, id) AS (
 		(SELECT queue, actor, rank, run_at, id FROM opscore.task
 			WHERE state = 'pending' ORDER BY queue, actor, rank, run_at, id LIMIT 1)
@@ -140,7 +139,10 @@ const readLanesSQL = `
 		SELECT n.* FROM lane l CROSS JOIN LATERAL (
 			SELECT t.queue, t.actor, t.rank, t.run_at, t.id FROM opscore.task t
 			WHERE t.state = 'pending' AND (t.queue, t.actor, t.rank) > (l.queue, l.actor, l.rank)
-			ORDER BY t.queue, t.actor, t.rank, t.run_at, t.id LIMIT 1) n)
+			ORDER BY t.queue, t.actor, t.rank, t.run_at, t.id LIMIT 1) n)`
+
+// readLanesSQL finds where the lanes begin. $1 is the worker.
+const readLanesSQL = laneSQL + `
 	SELECT w.alive, l.queue, l.actor, l.rank, l.run_at, l.id, (extract(epoch FROM l.run_at - clock_timestamp()) * 1e6)::bigint,
 		l.queue IN (SELECT queue FROM opscore.pause)
 	FROM (SELECT EXISTS (SELECT FROM opscore.worker WHERE id = $1 AND state <> 'gone') AS alive) w LEFT JOIN lane l ON true`

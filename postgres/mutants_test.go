@@ -29,6 +29,9 @@ var mutants = []storetest.Mutant{
 	{"a suspect that came to an end stays one", "runs.go", "WHEN $12 AND t.alone_seq = t.claim_seq THEN 0", "WHEN $12 AND t.alone_seq < 0 THEN 0"},
 	{"whoever comes to an end is cleared", "runs.go", "WHEN $12 AND t.alone_seq = t.claim_seq THEN 0", "WHEN $12 THEN 0"},
 	{"prune ignores the queue's retention", "chores.go", "ELSE queue = $3 END", "ELSE $3 <> '' END"},
+	{"ahead are the less urgent as well", "standing.go", "case l.of == nil || -l.of.Priority < int(at.rank):", "case l.of == nil:"},
+	{"a task is ahead of itself", "standing.go", "(run_at, id) < (l.before, l.id)", "(run_at, id) <= (l.before, l.id)"},
+	{"a long line has an end", "standing.go", "TallyOf(due, limit)", "TallyOf(due, limit+1)"},
 	{"who asked last wins", "registry.go", "coalesce(nullif(w.stop_by, ''), $2)", "$2"},
 	{"a lease of its own is not renewed for as long", "registry.go", "clock_timestamp() + lease * interval", "clock_timestamp() + 30000000 * interval"},
 	{"a worker that is gone can heartbeat", "registry.go", "WHERE id = $1 AND state <> 'gone' RETURNING", "WHERE id = $1 RETURNING"},
@@ -36,6 +39,7 @@ var mutants = []storetest.Mutant{
 
 // outboxMutants are for the suite of the outbox alone.
 var outboxMutants = []storetest.Mutant{
+	{"a ticket of an earlier claim is out", "standing.go", "AND a.seq = $3)", "OR a.seq > $3)"},
 	{"a ticket names a task that is out", "outbox.go", "\n\t\t\t\tAND (id, claim_seq) NOT IN (SELECT task, seq FROM away)", ""},
 	{"a task that was put back is still out", "outbox.go", "AND (id, claim_seq) NOT IN (SELECT task, seq FROM away)", "AND id NOT IN (SELECT task FROM away)"},
 	{"the window has no end", "outbox.go", "greatest($7 - (SELECT count(*) FROM away), 0)", "greatest($7, 0)"},

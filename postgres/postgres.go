@@ -29,6 +29,7 @@ type Store struct {
 	outgoing outgoing
 	replay   replay
 	full     fullness
+	usage    *usage // of the pool
 	log      *slog.Logger
 
 	maxOrphans int
@@ -39,8 +40,11 @@ type Store struct {
 }
 
 var (
-	_ opscore.Store = (*Store)(nil)
-	_ opscore.Waker = (*Store)(nil)
+	_ opscore.Store     = (*Store)(nil)
+	_ opscore.Waker     = (*Store)(nil)
+	_ opscore.Discarder = (*Store)(nil)
+
+	_ opscore.Checked = (*Store)(nil)
 )
 
 // Options change how a database is used; the zero value is the default.
@@ -92,6 +96,39 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	config, err := parseConfig(url)
+	if err != nil {
+		return nil, err
+	}
+	if config.ConnConfig.RuntimeParams["application_name"] == "" {
+		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
+	}
+	s := &Store{
+		schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}},
+		outgoing: outgoing{cursors: map[lane]cursor{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger(),
+		maxOrphans: cmp.Or(o.MaxOrphans, opscore.MaxOrphans), usage: newUsage(),
+	}
+	config.AfterConnect = s.connected
+	s.wake.init()
+	single := config.Copy()
+	single.MaxConns, single.MinConns = 1, 0
+	s.usage.attach(config)
+	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		return nil, unavailable("connect", err)
+	}
+	if s.beats, err = pgxpool.NewWithConfig(ctx, single); err != nil {
+		s.pool.Close()
+		return nil, unavailable("connect", err)
+	}
+	if err := s.pool.Ping(ctx); err != nil {
+		s.Close()
+		return nil, unavailable("connect to "+address(config.ConnConfig), err)
+	}
+	return s, nil
+}
+
+// parseConfig reads the URL, and refuses what would go wrong without a word.
+func parseConfig(url string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, &opscore.Error{Code: opscore.CodeInvalid, Message: "database URL: " + redacted(err)}
@@ -102,30 +139,7 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	if err := refuseMode(config.ConnConfig.DefaultQueryExecMode); err != nil {
 		return nil, err
 	}
-	if config.ConnConfig.RuntimeParams["application_name"] == "" {
-		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
-	}
-	s := &Store{
-		schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}},
-		outgoing: outgoing{cursors: map[lane]cursor{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger(),
-		maxOrphans: cmp.Or(o.MaxOrphans, opscore.MaxOrphans),
-	}
-	config.AfterConnect = s.connected
-	s.wake.init()
-	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
-		return nil, unavailable("connect", err)
-	}
-	single := config.Copy()
-	single.MaxConns, single.MinConns = 1, 0
-	if s.beats, err = pgxpool.NewWithConfig(ctx, single); err != nil {
-		s.pool.Close()
-		return nil, unavailable("connect", err)
-	}
-	if err := s.pool.Ping(ctx); err != nil {
-		s.Close()
-		return nil, unavailable("connect to "+address(config.ConnConfig), err)
-	}
-	return s, nil
+	return config, nil
 }
 
 // refuseDowngrade refuses what sslmode=prefer and allow do with a server elsewhere: try without encryption as well.
@@ -139,7 +153,7 @@ func refuseDowngrade(c *pgx.ConnConfig) error {
 			}
 			return &opscore.Error{Code: opscore.CodeInvalid, Message: fmt.Sprintf(
 				"database at %s: sslmode prefer or allow may end up without encryption and not say so; use sslmode=verify-full "+
-					"(or require), or sslmode=disable if plain text is what you want", f.Host)}
+					"(or require), or sslmode=disable if plain text is what you want", f.Host[strings.LastIndex(f.Host, "@")+1:])} // a password with an @ looks like a part of it
 		}
 	}
 	return nil

@@ -92,6 +92,7 @@ func (s *Store) listenOnce(ctx context.Context) error {
 		return cmp.Or(err, errProxied)
 	}
 	conn := pooled.Hijack() // a connection of its own: it listens for good
+	s.usage.forget(conn)
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	if _, err := conn.Exec(ctx, "LISTEN "+s.channel()); err != nil {
 		return err

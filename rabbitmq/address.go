@@ -47,6 +47,15 @@ func (a addresses) String() string {
 	return strings.Join(names, ",")
 }
 
+// endpoint is what is known of the servers without a connection.
+func (a addresses) endpoint() opscore.Endpoint {
+	hosts := make([]string, len(a.all))
+	for i, one := range a.all {
+		hosts[i] = one.host()
+	}
+	return opscore.Endpoint{Kind: "rabbitmq", Address: strings.Join(hosts, ","), Name: a.all[0].uri.Vhost}
+}
+
 // String leaves out the password, and the parameters.
 func (a address) String() string {
 	return fmt.Sprintf("%s://%s@%s/%s", a.uri.Scheme, url.PathEscape(a.uri.Username), a.host(),
@@ -196,15 +205,21 @@ func certificate(err error) bool {
 	return verification || plain || strings.Contains(err.Error(), "remote error: tls:") // the library keeps but its text
 }
 
-func properties(purpose, build string, about amqp.Table) amqp.Table {
+// product is what our connections say that they are.
+const product = "opscore"
+
+// properties are what a connection says of itself among the broker's connections.
+func properties(purpose, build string, about ...amqp.Table) amqp.Table {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
 	}
 	t := amqp.NewConnectionProperties()
-	t["product"] = "opscore"
+	t["product"] = product
 	t["connection_name"] = fmt.Sprintf("opscore %s %s:%d", purpose, host, os.Getpid())
 	t["purpose"], t["host"], t["pid"], t["build"] = purpose, host, int64(os.Getpid()), build
-	maps.Copy(t, about)
+	for _, more := range about {
+		maps.Copy(t, more)
+	}
 	return t
 }

@@ -98,7 +98,7 @@ func (s *Source) usable(ctx context.Context, queues []string) (usable []string, 
 		s.mu.Unlock()
 		err := bar.why
 		if time.Now().After(bar.until) {
-			err = s.broker.ensureQueue(ctx, q)
+			_, err = s.broker.ensureQueue(ctx, q)
 		}
 		if err == nil {
 			usable = append(usable, q)
@@ -302,10 +302,7 @@ func (s *Source) arrived(f *feed, queue string, d *amqp.Delivery) {
 	s.stats.tickets.Add(1)
 	f.came(d.DeliveryTag, queue)
 	s.sub.Heard(queue)
-	t, err := decode(s.broker.instance, d.Body)
-	if err == nil && t.Queue != queue {
-		err = fmt.Errorf("it is a ticket of queue %s", t.Queue)
-	}
+	t, reason, err := s.broker.ticket(queue, d)
 	if err == nil {
 		s.mu.Lock()
 		s.size += (float64(len(t.Tasks)) - s.size) / 20
@@ -313,11 +310,8 @@ func (s *Source) arrived(f *feed, queue string, d *amqp.Delivery) {
 		s.inbox.put(&delivery{Ticket: t, feed: f, tag: d.DeliveryTag, came: time.Now(), open: len(t.Tasks)})
 		return
 	}
-	reason := opscore.CodeUndecodable
-	if errors.Is(err, errForeign) {
-		reason = opscore.CodeForeignDatabase
-	}
-	for !s.orphan(messageID(d), queue, reason, d, err) {
+	s.stats.orphans.Add(1)
+	for !s.broker.keep(queue, reason, d, err) {
 		if pause(s.broker.ctx, pullAfter); s.broker.ctx.Err() != nil || !s.inbox.live(f) {
 			return // it will be delivered again
 		}
@@ -329,6 +323,21 @@ func (s *Source) arrived(f *feed, queue string, d *amqp.Delivery) {
 	}
 }
 
+// ticket reads a message as a ticket of a queue. If it is none, reason says as what orphan it is kept.
+func (b *Broker) ticket(queue string, d *amqp.Delivery) (t opscore.Ticket, reason opscore.Code, err error) {
+	t, err = decode(b.instance, d.Body)
+	if err == nil && t.Queue != queue {
+		err = fmt.Errorf("it is a ticket of queue %s", t.Queue)
+	}
+	switch {
+	case errors.Is(err, errForeign):
+		reason = opscore.CodeForeignDatabase
+	case err != nil:
+		reason = opscore.CodeUndecodable
+	}
+	return t, reason, err
+}
+
 // messageID is the message's own id, or one made of its body, so that the same message is the same orphan.
 func messageID(d *amqp.Delivery) opscore.ID {
 	if id, err := uuid.Parse(d.MessageId); err == nil {
@@ -337,21 +346,20 @@ func messageID(d *amqp.Delivery) opscore.ID {
 	return uuid.NewSHA1(uuid.NameSpaceOID, d.Body)
 }
 
-// orphan keeps a message and reports whether it could.
-func (s *Source) orphan(id opscore.ID, queue string, reason opscore.Code, d *amqp.Delivery, why error) bool {
-	s.stats.orphans.Add(1)
+// keep keeps a message as an orphan and reports whether it could.
+func (b *Broker) keep(queue string, reason opscore.Code, d *amqp.Delivery, why error) bool {
 	headers, err := json.Marshal(d.Headers)
 	if err != nil || len(headers) > maxMessageBytes {
 		headers = []byte(`"too many to be kept"`)
 	}
-	ctx, cancel := context.WithTimeout(s.broker.ctx, patience)
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
-	dropped, err := s.store.KeepOrphans(ctx, []opscore.Orphan{{ID: id, Queue: queue, Reason: reason, Headers: string(headers), Body: d.Body}})
+	id := messageID(d)
+	dropped, err := b.store.KeepOrphans(ctx, []opscore.Orphan{{ID: id, Queue: queue, Reason: reason, Headers: string(headers), Body: d.Body}})
 	if err != nil {
-		s.broker.log.Error("cannot keep an orphan", "queue", queue, "reason", reason, "bytes", len(d.Body), "error", err)
+		b.log.Error("cannot keep an orphan", "queue", queue, "reason", reason, "bytes", len(d.Body), "error", err)
 		return false
 	}
-	s.broker.log.Warn("a message belongs to no task", "queue", queue, "orphan", id, "reason", reason, "bytes", len(d.Body), "why", why,
-		"dropped", dropped > 0)
+	b.log.Warn("a message belongs to no task", "queue", queue, "orphan", id, "reason", reason, "bytes", len(d.Body), "why", why, "dropped", dropped > 0)
 	return true
 }

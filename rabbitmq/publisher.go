@@ -63,7 +63,8 @@ func idsOf(tickets []opscore.Ticket) []opscore.ID {
 
 // ensureTickets makes the broker's queue of the name.
 func (b *Broker) ensureTickets(ctx context.Context, name string) error {
-	return b.ensureQueue(ctx, name[len(queuePrefix):])
+	_, err := b.ensureQueue(ctx, name[len(queuePrefix):])
+	return err
 }
 
 // Waiting implements [opscore.Publisher].

@@ -36,6 +36,8 @@ type Options struct {
 	Classic bool         // queues that are made are classic ones; the default is quorum queues, which survive a node of a cluster
 	Build   string       // of this process, to be seen among the broker's connections; empty means what the binary knows of its version
 	Log     *slog.Logger // nil means [slog.Default]
+	// ReviewEvery is how often a source looks whether it might connect anew, about; 0 means a minute.
+	ReviewEvery time.Duration
 }
 
 // Broker is a RabbitMQ server, or a cluster of them, that carries tickets. It is safe for concurrent use.
@@ -61,6 +63,7 @@ func Open(ctx context.Context, urls string, store Store, o Options) (*Broker, er
 		return nil, err
 	}
 	b := &Broker{Session: s, store: store, instance: d.Instance}
+	s.about = amqp.Table{"instance": d.Instance.String()}
 	if err := s.try(ctx); refused(err) {
 		b.Close()
 		return nil, err
@@ -82,7 +85,7 @@ func (s *Session) dial(ctx context.Context, purpose string, about amqp.Table) (*
 	if err != nil {
 		return nil, s.unavailable(err)
 	}
-	config.Properties = properties(purpose, s.options.Build, about)
+	config.Properties = properties(purpose, s.options.Build, s.about, about)
 	ctx, cancel := context.WithTimeout(ctx, at.patience)
 	defer cancel()
 	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", at.host())

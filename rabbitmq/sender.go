@@ -45,6 +45,7 @@ func (s *Session) Sender(purpose Purpose, prepare func(ctx context.Context, queu
 }
 
 func (s *Session) newSender(purpose Purpose, prepare func(context.Context, string) error) *Sender {
+	s.sends.Store(true)
 	return &Sender{session: s, purpose: purpose, prepare: prepare, why: "not connected yet", changed: make(chan struct{})}
 }
 
@@ -90,7 +91,9 @@ func (s *Sender) serve(ctx context.Context, conn *amqp.Connection) error {
 		if !open {
 			return lost(<-gone)
 		}
-		s.set(nil, "it blocks publishers: "+b.Reason)
+		s.set(nil, blockedError(b.Reason).Error())
+		s.session.takes(blockedError(b.Reason))
+		defer s.session.takes(nil)
 		close(o.blocked)
 		s.session.log.Warn("the broker blocks publishers; "+s.purpose.Meanwhile, "broker", s.session, "purpose", s.purpose.Name,
 			"reason", b.Reason)

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -20,6 +19,11 @@ type Session struct {
 	log       *slog.Logger
 	diagnose  *inspector
 	cluster   atomic.Pointer[string] // its name, once it is known
+	about     amqp.Table             // what all connections say of themselves besides
+
+	sends   atomic.Bool // something is sent
+	mu      sync.Mutex
+	blocked trouble // why the broker takes nothing, as far as is known
 
 	ctx    context.Context //nolint:containedctx // the life of the connections, from Connect to Close
 	cancel context.CancelFunc
@@ -50,6 +54,20 @@ func (s *Session) try(ctx context.Context) (err error) {
 	return err
 }
 
+// takes notes whether the broker takes messages: nil, or why it does not.
+func (s *Session) takes(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.blocked.note(why)
+}
+
+// taking returns why the broker takes no messages, if it is known not to.
+func (s *Session) taking() trouble {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.blocked
+}
+
 // Close ends the connections and returns when nothing of the session runs any more. Workers and keepers must have stopped.
 func (s *Session) Close() {
 	s.cancel()
@@ -62,11 +80,7 @@ func (s *Session) String() string { return s.addresses.String() }
 
 // Endpoint implements [opscore.Located] for sources. The name of the cluster is known once there has been a connection.
 func (s *Session) Endpoint(context.Context) (opscore.Endpoint, error) {
-	hosts := make([]string, len(s.addresses.all))
-	for i, a := range s.addresses.all {
-		hosts[i] = a.host()
-	}
-	e := opscore.Endpoint{Kind: "rabbitmq", Address: strings.Join(hosts, ","), Name: s.addresses.all[0].uri.Vhost}
+	e := s.addresses.endpoint()
 	if name := s.cluster.Load(); name != nil {
 		e.Instance = *name
 	}
@@ -78,6 +92,11 @@ func (s *Session) Endpoint(context.Context) (opscore.Endpoint, error) {
 func (s *Session) On(ctx context.Context, with func(*amqp.Channel) error) error {
 	_, err := on(ctx, s.diagnose, func(ch *amqp.Channel) (struct{}, error) { return struct{}{}, with(ch) })
 	return err
+}
+
+// Dial opens a connection for a purpose; the caller closes it.
+func (s *Session) Dial(ctx context.Context, purpose string) (*amqp.Connection, error) {
+	return s.dial(ctx, purpose, nil)
 }
 
 // Purpose says what a connection is for, in the log and among the broker's connections, and what happens while there is none.

@@ -29,6 +29,8 @@ type Subscription struct {
 	// Look declares a queue passively on the channel that it is consumed on. An error but that of ctx means nothing: that a connection or a channel is
 	// gone is noticed elsewhere.
 	Look func(ctx context.Context, queue string) (amqp.Queue, error)
+	// Declared says how a queue is made, in a broker of this major version.
+	Declared func(queue string, version int) Declaration
 
 	mu    sync.Mutex
 	began time.Time // when it was started, or asked how it is
@@ -36,6 +38,8 @@ type Subscription struct {
 	drop  context.CancelCauseFunc
 	ears  map[string]*ear // by queue
 	heals heals
+
+	review review
 }
 
 // startFor is for how long a worker is not ready because it is not subscribed yet: without a broker it works all the same.
@@ -53,6 +57,7 @@ func (s *Subscription) Start(ctx context.Context, queues []string) {
 	s.mu.Unlock()
 	s.Session.keep(ctx, &s.link, s.serve)
 	s.Session.during(ctx, s.listen)
+	s.Session.during(ctx, s.reviews)
 }
 
 func (s *Subscription) begin() {
@@ -81,6 +86,7 @@ func (s *Subscription) Subscribed(unusable map[string]error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.heals.mute = time.Time{} // it has just answered
+	s.review.denied.note(nil)
 	for q, e := range s.ears {
 		e.unusable.note(unusable[q])
 	}
@@ -126,7 +132,7 @@ func (s *Subscription) broker() opscore.Check {
 	default:
 		troubles, since := s.troubles(queues)
 		if len(troubles) == 0 {
-			return opscore.Check{Name: opscore.CheckBroker, State: opscore.CheckOK}
+			return s.expected()
 		}
 		c.Text, c.Since = strings.Join(troubles, "; "), since.UTC()
 	}
@@ -135,6 +141,25 @@ func (s *Subscription) broker() opscore.Check {
 	}
 	if c.State == opscore.CheckDegraded {
 		c.Text += "; " + s.Purpose.Meanwhile
+	}
+	return c
+}
+
+// expected says what is wrong although what is subscribed to comes.
+func (s *Subscription) expected() opscore.Check {
+	c := opscore.Check{Name: opscore.CheckBroker, State: opscore.CheckOK}
+	var texts []string
+	for _, t := range []trouble{s.Session.taking(), s.review.denied, s.review.differs} {
+		if t.why == nil {
+			continue
+		}
+		texts = append(texts, t.why.Error())
+		if c.Since.IsZero() || t.since.Before(c.Since) {
+			c.Since = t.since.UTC()
+		}
+	}
+	if len(texts) > 0 {
+		c.State, c.Text = opscore.CheckDegraded, strings.Join(texts, "; ")
 	}
 	return c
 }

@@ -72,7 +72,7 @@ func (i *inspector) inspect(ctx context.Context, name string) (q amqp.Queue, exi
 	q, err = on(ctx, i, func(ch *amqp.Channel) (amqp.Queue, error) {
 		return ch.QueueDeclarePassive(name, true, false, false, false, nil)
 	})
-	if e, ok := errors.AsType[*amqp.Error](err); ok && e.Code == amqp.NotFound && strings.HasPrefix(e.Reason, "NOT_FOUND - no queue") {
+	if missing(err) {
 		return q, false, nil
 	}
 	return q, err == nil, err
@@ -94,44 +94,55 @@ func (i *inspector) ensure(ctx context.Context, name string, args amqp.Table) (m
 	return err == nil, err
 }
 
+// ticketQueue is the broker's queue for a queue of tasks, as it is made.
+func ticketQueue(queue string, classic bool, major int) Declaration {
+	args := amqp.Table{"x-queue-type": kind(classic), "x-dead-letter-exchange": "", "x-dead-letter-routing-key": deadQueue}
+	if !classic && major >= 4 {
+		args["x-delivery-limit"] = int64(-1) // from 4.0 on the default is 20; a parked ticket has done nothing wrong
+	}
+	return Declaration{queuePrefix + queue, args}
+}
+
 // ensureQueue makes the broker's queue for a queue of tasks, and the one for dead tickets. If it had to be made, the tickets that were out are
 // gone with the one before it.
-func (b *Broker) ensureQueue(ctx context.Context, queue string) error {
-	dead := amqp.Table{"x-queue-type": b.diagnose.kind(), "x-max-length": int64(maxDead)}
-	live := amqp.Table{"x-queue-type": b.diagnose.kind(), "x-dead-letter-exchange": "", "x-dead-letter-routing-key": deadQueue}
-	if !b.options.Classic && b.diagnose.major() >= 4 {
-		live["x-delivery-limit"] = int64(-1) // from 4.0 on the default is 20; a parked ticket has done nothing wrong
-	}
+func (b *Broker) ensureQueue(ctx context.Context, queue string) (made bool, err error) {
+	dead := amqp.Table{"x-queue-type": kind(b.options.Classic), "x-max-length": int64(maxDead)}
 	if _, err := b.diagnose.ensure(ctx, deadQueue, dead); err != nil {
-		return err
+		return false, err
 	}
-	made, err := b.diagnose.ensure(ctx, queuePrefix+queue, live)
+	live := ticketQueue(queue, b.options.Classic, b.diagnose.major())
+	made, err = b.diagnose.ensure(ctx, live.Name, live.Args)
 	if err != nil || !made {
-		return err
+		return false, err
 	}
 	lost, err := b.store.Forget(ctx, queue, 0, time.Second) // not those that are about to be published
 	if lost > 0 {
 		b.log.Warn("the broker has lost a queue: its tasks get new tickets", "broker", b, "queue", queue, "tickets", lost)
 	}
-	return err
+	return true, err
 }
 
 // kind is the type of the queues that are made.
-func (i *inspector) kind() string {
-	if i.session.options.Classic {
+func kind(classic bool) string {
+	if classic {
 		return "classic"
 	}
 	return "quorum"
 }
 
-// major is the broker's version, 0 if it does not say.
+// major is the broker's version, 0 if it is not known.
 func (i *inspector) major() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.conn == nil {
 		return 0
 	}
-	text, _ := i.conn.Properties["version"].(string)
+	return versionOf(i.conn)
+}
+
+// versionOf is the major version of the broker, 0 if it does not say.
+func versionOf(conn *amqp.Connection) int {
+	text, _ := conn.Properties["version"].(string)
 	number, _, _ := strings.Cut(text, ".")
 	major, err := strconv.Atoi(number)
 	if err != nil {
@@ -158,7 +169,7 @@ func (b *Broker) checkEpoch(ctx context.Context) error {
 		return err
 	}
 	// Made before it is noted: whoever reads it finds it.
-	if _, err := b.diagnose.ensure(ctx, epochPrefix+next.String(), amqp.Table{"x-queue-type": b.diagnose.kind()}); err != nil {
+	if _, err := b.diagnose.ensure(ctx, epochPrefix+next.String(), amqp.Table{"x-queue-type": kind(b.options.Classic)}); err != nil {
 		return err
 	}
 	now, err := b.store.BeginEpoch(ctx, d.Epoch, next)
@@ -168,7 +179,7 @@ func (b *Broker) checkEpoch(ctx context.Context) error {
 	}
 	if err == nil && now != next {
 		_, err = on(ctx, b.diagnose, func(ch *amqp.Channel) (int, error) {
-			return ch.QueueDelete(epochPrefix+next.String(), true, true, false)
+			return ch.QueueDelete(epochPrefix+next.String(), false, false, false) // a quorum queue knows no conditions
 		})
 	}
 	return err

@@ -50,6 +50,10 @@ var mutants = []storetest.Mutant{
 	{"a worker does not learn that it shall stop", "registry.go", "rows.Scan(&present, &heard.Stop)", "rows.Scan(&present, new(string))"},
 	{"a lease of its own is not renewed for as long", "registry.go", "lease_until = ? + lease WHERE", "lease_until = ? + 30000000 WHERE"},
 	{"a heartbeat keeps no report", "registry.go", "state = ?, report = ?, last_beat", "state = ?, report = coalesce('{}', ?), last_beat"},
+	{"ahead are the less urgent as well", "standing.go", "case l.of == nil || -l.of.Priority < k.rank:", "case l.of == nil:"},
+	{"a task is ahead of itself", "standing.go", "OR run_at = ?1 AND id < ?2", "OR run_at = ?1 AND id <= ?2"},
+	{"ahead are expired ones", "standing.go", "AND (expires_at = 0 OR expires_at > ?6)", "AND ?6 > 0"},
+	{"a long line has an end", "standing.go", "TallyOf(due, limit)", "TallyOf(due, limit+1)"},
 	{"who asked last wins", "registry.go", "CASE stop_by WHEN '' THEN ? ELSE stop_by END", "?"},
 }
 

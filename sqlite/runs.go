@@ -19,20 +19,9 @@ type lane struct {
 	next         int64
 }
 
-// lanes returns the lanes that a worker may take from, most urgent first. It steps through the index from lane to
-// lane, one column at a time (SQLite would search only the first of a row value), so its cost does not grow with
-// the tasks in them.
-func lanes(c *conn, want opscore.Claim) (found []lane, err error) {
-	err = c.query(func(rows *sql.Rows) error {
-		var l lane
-		if err := rows.Scan(&l.queue, &l.actor, &l.rank, &l.next); err != nil {
-			return err
-		}
-		if slices.Contains(want.Queues, l.queue) && slices.Contains(want.Actors, l.actor) {
-			found = append(found, l)
-		}
-		return nil
-	}, `
+// laneSQL steps through the index from lane to lane, one column at a time (SQLite would search only the first of a row
+// value), so its cost does not grow with the tasks in them.
+const laneSQL = `
 		WITH RECURSIVE lane (queue, actor, rank, run_at) AS (
 			SELECT * FROM (
 				SELECT queue, actor, rank, run_at FROM opscore_task
@@ -49,7 +38,20 @@ func lanes(c *conn, want opscore.Claim) (found []lane, err error) {
 				(SELECT rowid FROM opscore_task n
 					WHERE n.state = 'pending' AND n.queue > l.queue
 					ORDER BY n.queue, n.actor, n.rank, n.run_at LIMIT 1))
-		)
+		)`
+
+// lanes returns the lanes that a worker may take from, most urgent first.
+func lanes(c *conn, want opscore.Claim) (found []lane, err error) {
+	err = c.query(func(rows *sql.Rows) error {
+		var l lane
+		if err := rows.Scan(&l.queue, &l.actor, &l.rank, &l.next); err != nil {
+			return err
+		}
+		if slices.Contains(want.Queues, l.queue) && slices.Contains(want.Actors, l.actor) {
+			found = append(found, l)
+		}
+		return nil
+	}, laneSQL+`
 		SELECT queue, actor, rank, run_at FROM lane
 		WHERE queue NOT IN (SELECT queue FROM opscore_pause) ORDER BY rank`)
 	return found, err

@@ -123,3 +123,8 @@ func (f *Faulty) Workers(ctx context.Context, goneFor time.Duration) ([]opscore.
 func (f *Faulty) Rescue(ctx context.Context) ([]opscore.Task, error) {
 	return call(f, "Rescue", func() ([]opscore.Task, error) { return f.Store.Rescue(ctx) })
 }
+
+// Stand implements [opscore.Standings].
+func (f *Faulty) Stand(ctx context.Context, queues []string, of *opscore.Task) (opscore.Stand, error) {
+	return call(f, "Stand", func() (opscore.Stand, error) { return f.Store.Stand(ctx, queues, of) })
+}

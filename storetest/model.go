@@ -2,8 +2,10 @@ package storetest
 
 import (
 	"cmp"
+	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,9 +35,9 @@ func RunModel(t *testing.T, h Harness) {
 			}()
 			m := &model{
 				env:   &env{tb: rt, ctx: t.Context(), store: s, pass: func(d time.Duration) { h.Pass(s, d) }},
-				tasks: map[opscore.ID]*modelTask{},
+				tasks: map[opscore.ID]*modelTask{}, paused: map[string]bool{},
 			}
-			m.workers = []opscore.ID{m.worker(), m.worker()}
+			m.workers = []opscore.ID{m.listener(), m.listener()}
 			rt.Repeat(map[string]func(*rapid.T){
 				"submit":  m.submitOne,
 				"claim":   m.claimSome,
@@ -45,6 +47,8 @@ func RunModel(t *testing.T, h Harness) {
 				"retry":   m.retryOne,
 				"pass":    m.passTime,
 				"die":     m.workerDies,
+				"pause":   m.pauseOrResume,
+				"explain": m.explainAll,
 				"":        m.compare,
 			})
 		})
@@ -69,8 +73,12 @@ type model struct {
 	order   []opscore.ID // of submission
 	tasks   map[opscore.ID]*modelTask
 	workers []opscore.ID
+	paused  map[string]bool
 	claimed []opscore.Task // every claim ever made
 }
+
+// listener registers a worker that listens to both queues.
+func (m *model) listener() opscore.ID { return m.worker("q", "r") }
 
 func (m *model) any(rt *rapid.T) *modelTask {
 	if len(m.order) == 0 {
@@ -96,8 +104,12 @@ func (m *model) submitOne(rt *rapid.T) {
 		priority: rapid.IntRange(-1, 1).Draw(rt, "priority"),
 	}
 	delay := time.Duration(rapid.SampledFrom([]int{0, 0, 30, 60}).Draw(rt, "delay")) * time.Second
+	options := []opscore.Option{opscore.Queue(t.queue), opscore.Unique(t.key), opscore.Priority(t.priority), opscore.After(delay)}
+	if expires := rapid.SampledFrom([]int{0, 0, 0, 90}).Draw(rt, "expires"); expires > 0 {
+		options = append(options, opscore.ExpiresAfter(time.Duration(expires)*time.Second))
+	}
 	holder := m.holder(t.key)
-	in := m.insert(request(opscore.Queue(t.queue), opscore.Unique(t.key), opscore.Priority(t.priority), opscore.After(delay)))[0]
+	in := m.insert(request(options...))[0]
 	if holder != nil {
 		want(m.env, "duplicate", in, opscore.Inserted{ID: holder.id, Duplicate: true})
 		return
@@ -115,10 +127,14 @@ func (m *model) claimSome(rt *rapid.T) {
 	slices.SortFunc(due, func(a, b opscore.Task) int {
 		return cmp.Or(b.Priority-a.Priority, a.RunAt.Compare(b.RunAt), slices.Compare(a.ID[:], b.ID[:]))
 	})
+	m.wantIDs("claim", m.claimFor(w, queues, limit), ids(due[:min(limit, len(due))])...)
+}
+
+// claimFor claims for a worker and returns what it got.
+func (m *model) claimFor(w opscore.ID, queues []string, limit int) []opscore.ID {
 	c := wants(w, limit)
 	c.Queues = queues
 	got := m.claim(c)
-	m.wantIDs("claim", ids(got), ids(due[:min(limit, len(due))])...)
 	for _, g := range got {
 		t := m.tasks[g.ID]
 		if t == nil {
@@ -130,6 +146,66 @@ func (m *model) claimSome(rt *rapid.T) {
 		want(m.env, "claim number", g.ClaimSeq, t.seq)
 		m.claimed = append(m.claimed, g)
 	}
+	return ids(got)
+}
+
+func (m *model) pauseOrResume(rt *rapid.T) {
+	queue := rapid.SampledFrom([]string{"q", "r"}).Draw(rt, "queue")
+	change := func() error { return m.store.Pause(m.ctx, []string{queue}, "ann", "") }
+	if m.paused[queue] {
+		change = func() error { return m.store.Resume(m.ctx, []string{queue}) }
+	}
+	if err := change(); err != nil {
+		rt.Fatalf("pause or resume: %v", err)
+	}
+	m.paused[queue] = !m.paused[queue]
+}
+
+// explainAll holds what Explain says against what a claim does: those tasks are said to be ready that the next claim of a worker, of as many as it
+// has free slots, takes.
+func (m *model) explainAll(rt *rapid.T) {
+	w := rapid.SampledFrom(m.workers).Draw(rt, "worker")
+	m.due([]string{"q", "r"}) // what is about to be due is
+	var ready []opscore.ID
+	var said []string
+	free, alone := workerSlots, false
+	for _, id := range m.order {
+		switch t := m.tasks[id]; t.state {
+		case opscore.Pending:
+			causes := m.explainFor(rt, w, id)
+			said = append(said, fmt.Sprintf("%s: %+v", id, causes))
+			if slices.ContainsFunc(causes, func(c opscore.Cause) bool { return c.Code == opscore.CauseReady }) {
+				ready = append(ready, id)
+			}
+		case opscore.Running:
+			if t.worker == w {
+				free--
+				alone = alone || t.lost >= opscore.MaxLost-1
+			}
+		case opscore.Completed, opscore.Failed, opscore.Cancelled:
+		}
+	}
+	var taken []opscore.ID
+	if free > 0 && !alone { // else the worker does not ask
+		taken = m.claimFor(w, []string{"q", "r"}, free)
+	}
+	for _, of := range [][]opscore.ID{ready, taken} {
+		slices.SortFunc(of, func(a, b opscore.ID) int { return slices.Compare(a[:], b[:]) })
+	}
+	m.wantIDs("taken, against what is said to be ready", taken, ready...)
+	if !slices.Equal(taken, ready) {
+		rt.Errorf("said of the pending ones:\n%s", strings.Join(said, "\n"))
+	}
+}
+
+// explainFor explains a task as if there were no other live worker.
+func (m *model) explainFor(rt *rapid.T, w, id opscore.ID) []opscore.Cause {
+	facts, err := (&opscore.Client{Store: m.store}).Facts(m.ctx, id)
+	if err != nil {
+		rt.Fatalf("facts: %v", err)
+	}
+	facts.Workers = slices.DeleteFunc(facts.Workers, func(o opscore.WorkerInfo) bool { return o.ID != w && o.Live })
+	return opscore.Explain(facts)
 }
 
 func (m *model) isolateOne(rt *rapid.T) {
@@ -206,7 +282,7 @@ func (m *model) retryOne(rt *rapid.T) {
 	t.seq++
 }
 
-// due returns the pending tasks of the queues whose time has come by the store's account. The clock of a real database
+// due returns the pending tasks of the queues whose time has come by the store's account, unless a pause or their expiry keeps them. The clock of a real database
 // goes on meanwhile, so those whose time is about to come are given it first.
 func (m *model) due(queues []string) (due []opscore.Task) {
 	const soon = 10 * time.Second
@@ -218,6 +294,9 @@ func (m *model) due(queues []string) (due []opscore.Task) {
 				continue
 			}
 			switch t := m.get(id); {
+			case !t.ExpiresAt.IsZero() && time.Until(t.ExpiresAt) < soon:
+				near = near || time.Until(t.ExpiresAt) > 0
+			case !t.RunAt.After(time.Now()) && m.paused[t.Queue]:
 			case !t.RunAt.After(time.Now()):
 				due = append(due, t)
 			case time.Until(t.RunAt) < soon:
@@ -261,7 +340,7 @@ func (m *model) workerDies(rt *rapid.T) {
 		t.end(o)
 		t.seq = seq + 1 // a revoke, whatever becomes of the task
 	}
-	m.workers[i] = m.worker()
+	m.workers[i] = m.listener()
 }
 
 func (m *model) compare(rt *rapid.T) {

@@ -86,6 +86,19 @@ func (e *env) claimNamed(w opscore.ID, limit int, tickets ...opscore.Ticket) []o
 }
 
 var outboxes = []scenario{
+	{"a task that is out says since when, until it is claimed", func(e *env) {
+		id := e.submit()
+		want(e, "ticket", e.stand(id, "q").Ticket == nil, true)
+		tickets := e.issue(issues(10, 1)).Tickets
+		s := e.stand(id, "q")
+		if s.Ticket == nil || s.Ticket.ID != tickets[0].ID || s.Ticket.In != 1 {
+			e.Fatalf("ticket = %+v, want %s", s.Ticket, tickets[0].ID)
+		}
+		e.wantAbout("since", s.Ticket.At, s.At)
+		task := e.claim(wants(e.worker(), 1))[0]
+		e.finish(ends(task, opscore.Pending))
+		want(e, "ticket of an earlier claim", e.stand(id, "q").Ticket == nil, true)
+	}},
 	{"a due task gets one ticket, with its claim number, until it is withdrawn", func(e *env) {
 		id := e.submit()
 		issued := e.issue(issues(10, 4))

@@ -26,7 +26,7 @@ type Harness struct {
 
 // Run runs the suite. Test names are the sentences that hold for a store.
 func Run(t *testing.T, h Harness) {
-	for _, group := range [][]scenario{submits, claims, finishes, clients, workers, registry, chores} {
+	for _, group := range [][]scenario{submits, claims, finishes, clients, workers, registry, chores, standings} {
 		for _, sc := range group {
 			t.Run(sc.name, func(t *testing.T) {
 				h.Around(t, func(t *testing.T) { sc.test(newEnv(t, h, t.TempDir())) })
@@ -120,11 +120,17 @@ func (e *env) get(id opscore.ID) opscore.Task {
 	return tasks[0]
 }
 
-// worker registers a live worker.
-func (e *env) worker() opscore.ID {
+// workerSlots are so few that they matter.
+const workerSlots = 3
+
+// worker registers a live worker, which listens to q unless the queues are given.
+func (e *env) worker(queues ...string) opscore.ID {
 	e.Helper()
+	if len(queues) == 0 {
+		queues = []string{"q"}
+	}
 	w := opscore.WorkerInfo{
-		ID: newID(), Host: "host", PID: 1, Build: "build", Queues: []string{"q"}, Actors: []string{"act"}, Slots: 10,
+		ID: newID(), Host: "host", PID: 1, Build: "build", Queues: queues, Actors: []string{"act"}, Slots: workerSlots,
 		State: opscore.WorkerReady,
 	}
 	if err := e.store.Register(e.ctx, w); err != nil {

@@ -24,7 +24,7 @@ var workers = []scenario{
 		want(e, "id", got.ID, w)
 		want(e, "host", got.Host, "host")
 		want(e, "build", got.Build, "build")
-		want(e, "slots", got.Slots, 10)
+		want(e, "slots", got.Slots, workerSlots)
 		want(e, "state", got.State, opscore.WorkerReady)
 		want(e, "live", got.Live, true)
 		if !slices.Equal(got.Queues, []string{"q"}) || !slices.Equal(got.Actors, []string{"act"}) {

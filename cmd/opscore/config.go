@@ -21,30 +21,31 @@ import (
 
 // config is what this invocation works with.
 type config struct {
-	file      string      // absolute path of the file that was read; "" if there is none
-	files     []candidate // for the file that is read: the first one wins
-	database  string      // as it was given; "" means the default file
-	schema    string      // of a PostgreSQL database
-	broker    string      // "" for none
-	classic   bool        // the broker's queues that are made
-	queues    []string
-	slots     int
-	drain     time.Duration
-	grace     time.Duration
-	lease     time.Duration
-	listen    string // "" for nowhere
-	token     string
-	logFormat string
-	logFile   string // "" for stderr
-	verbose   bool
-	retention opscore.Retention
-	orphans   int // that are kept
-	actors    []commandActor
-	dramatiq  dramatiqConfig
-	values    []value  // every setting with where it came from
-	warnings  []string // said by every command
-	remarks   []string // said by a worker at its start, and by config show: what has no effect
-	noBroker  string   // why the fallback is not used
+	file       string      // absolute path of the file that was read; "" if there is none
+	files      []candidate // for the file that is read: the first one wins
+	database   string      // as it was given; "" means the default file
+	schema     string      // of a PostgreSQL database
+	broker     string      // "" for none
+	classic    bool        // the broker's queues that are made
+	management string      // URL of the broker's management API; "" for none
+	queues     []string
+	slots      int
+	drain      time.Duration
+	grace      time.Duration
+	lease      time.Duration
+	listen     string // "" for nowhere
+	token      string
+	logFormat  string
+	logFile    string // "" for stderr
+	verbose    bool
+	retention  opscore.Retention
+	orphans    int // that are kept
+	actors     []commandActor
+	dramatiq   dramatiqConfig
+	values     []value  // every setting with where it came from
+	warnings   []string // said by every command
+	remarks    []string // said by a worker at its start, and by config show: what has no effect
+	noBroker   string   // why the fallback is not used
 }
 
 // setting is one row of the table that declares every setting.
@@ -145,6 +146,17 @@ func placeSettings() []setting {
 				}
 				c.classic = raw[0] == "classic"
 				return nil
+			},
+		},
+		{
+			key: "broker_management_url", env: "OPSCORE_BROKER_MANAGEMENT_URL", redact: rabbitmq.RedactedManagement,
+			usage: "have explain and doctor ask RabbitMQ's management API at `URL` as well, http:// or https:// (default: none)",
+			parse: func(c *config, raw []string) error {
+				if raw[0] == "" {
+					return errors.New("it is empty; give an http:// URL")
+				}
+				c.management = raw[0]
+				return rabbitmq.ValidManagementURL(c.management)
 			},
 		},
 	}
@@ -382,6 +394,12 @@ func (c *config) origin(key string) string {
 		return v.candidates[0].origin
 	}
 	return "default"
+}
+
+// origins says for each kind of endpoint where it comes from that it is used.
+func (c *config) origins() map[string]string {
+	database, broker := c.origin("database"), c.origin("broker")
+	return map[string]string{"sqlite": database, "postgres": database, "rabbitmq": broker}
 }
 
 // fellBack reports whether the value of a setting is one that was meant for many programs.

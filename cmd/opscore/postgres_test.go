@@ -22,7 +22,7 @@ func TestScriptsOnPostgreSQL(t *testing.T) {
 		env.Setenv("HOME", "") // then there is no default file that a task could go to by mistake
 		return nil
 	})
-	for _, name := range []string{"dev", "queue", "run", "submit", "task", "watch", "worker"} {
+	for _, name := range []string{"dev", "explain", "queue", "run", "submit", "task", "watch", "worker"} {
 		p.Files = append(p.Files, "testdata/"+name+".txtar")
 	}
 	testscript.Run(t, p)

@@ -15,8 +15,8 @@ import (
 
 func (a *app) queueCommand() *cobra.Command {
 	return a.group("queue", "List, pause and resume queues",
-		`Queue shows how much waits where and who listens, and stops and restarts single queues.`,
-		a.queueListCommand(), a.queuePauseCommand(), a.queueResumeCommand())
+		`Queue shows how much waits where and who listens, stops and restarts single queues, and puts what they have in RabbitMQ in order.`,
+		a.queueListCommand(), a.queuePauseCommand(), a.queueResumeCommand(), a.queueEnsureCommand(), a.queueMigrateCommand())
 }
 
 // queueRow is one queue as it is listed.

@@ -369,7 +369,7 @@ func (f *fleet) writable() bool {
 	if err != nil {
 		f.Fatal(err)
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	tx, err := db.BeginTx(f.Context(), nil)
 	return err == nil && tx.Rollback() == nil
 }

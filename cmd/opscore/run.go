@@ -132,7 +132,7 @@ func (s *session) perform(ctx context.Context, again <-chan struct{}, sub opscor
 		err = errors.Join(err, <-kept)
 	}()
 
-	t, err = s.follow(working, t, worked, len(sub.Warnings) > 0)
+	t, err = s.follow(working, t, worked)
 	finish()
 	if ctx.Err() != nil && !t.State.Terminal() {
 		return s.handedBack(t, worked, again)
@@ -146,24 +146,25 @@ func (s *session) perform(ctx context.Context, again <-chan struct{}, sub opscor
 	return s.conclude(t)
 }
 
-// follow tells what happens to the task until it is over, or the worker fails; explained says that the user knows
-// why it does not start.
-func (s *session) follow(ctx context.Context, t opscore.Task, worked chan error, explained bool) (opscore.Task, error) {
-	id, began := t.ID, time.Now()
+// follow tells what happens to the task until it is over, or the worker fails.
+func (s *session) follow(ctx context.Context, t opscore.Task, worked chan error) (opscore.Task, error) {
+	id, began, placed := t.ID, time.Now(), false
 	bar := s.progressBar()
 	defer bar.clear()
-	retries := retryTeller{s, bar, t.ClaimSeq}
+	retries, late := retryTeller{s, bar, t.ClaimSeq}, s.lateTeller(bar)
+	defer late.done()
 	for delay := 2 * time.Millisecond; ; delay = min(delay*3/2, 100*time.Millisecond) {
 		t, err := s.client.Get(context.WithoutCancel(ctx), id)
 		if err != nil || t.State.Terminal() {
 			return t, err
 		}
 		retries.tell(t)
-		if !explained && time.Since(began) > 2*time.Second {
-			explained = true
-			if why := s.whyWaiting(ctx, t); why != "" {
+		late.tell(ctx, t)
+		if !placed && t.State == opscore.Running && time.Since(began) > startsWithin {
+			placed = true
+			if where := s.elsewhere(ctx, t); where != "" {
 				bar.clear()
-				s.say("%s", why)
+				s.say("%s", where)
 			}
 		}
 		bar.draw(t)
@@ -193,33 +194,18 @@ func retryLine(t opscore.Task) string {
 	return fmt.Sprintf("attempt %d of %s failed: %s; %s", t.Attempt, atMost(t.MaxAttempts), firstLine(t.Error), next)
 }
 
-// whyWaiting says what keeps a task from starting here, as far as it can be seen.
-func (s *session) whyWaiting(ctx context.Context, t opscore.Task) string {
-	switch {
-	case t.State == opscore.Pending && (t.Attempt > 0 || time.Until(t.RunAt) > -time.Second):
-		return "" // told already, or not late yet
-	case t.State == opscore.Running:
-		workers, err := s.store.Workers(ctx, 0)
-		if err != nil {
-			return ""
-		}
-		for _, w := range workers {
-			if w.ID == t.Worker && w.PID != os.Getpid() {
-				return fmt.Sprintf("task %s is running in another worker (%s, process %d); waiting for it", t.ID, w.Host, w.PID)
-			}
-		}
-		return ""
-	}
-	paused, err := s.store.Paused(ctx)
+// elsewhere says that a task runs in another process, or "".
+func (s *session) elsewhere(ctx context.Context, t opscore.Task) string {
+	workers, err := s.store.Workers(ctx, 0)
 	if err != nil {
 		return ""
 	}
-	for _, p := range paused {
-		if p.Queue == t.Queue {
-			return fmt.Sprintf("task %s waits: queue %s is paused by %s; opscore queue resume%s %s", t.ID, p.Queue, p.By, s.again(), p.Queue)
+	for _, w := range workers {
+		if w.ID == t.Worker && w.PID != os.Getpid() {
+			return fmt.Sprintf("task %s is running in another worker (%s, process %d); waiting for it", t.ID, w.Host, w.PID)
 		}
 	}
-	return fmt.Sprintf("task %s has not started yet", t.ID)
+	return ""
 }
 
 // handedBack waits for the interrupted worker to return the task, and says what becomes of it.

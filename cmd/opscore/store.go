@@ -55,7 +55,7 @@ func (a *app) open(cmd *cobra.Command, conf *config, exists mustExist) (*session
 	if err != nil {
 		return nil, err
 	}
-	return &session{app: a, conf: conf, cmd: cmd, place: place, store: store, client: &opscore.Client{Store: store}}, nil
+	return &session{app: a, conf: conf, cmd: cmd, place: place, store: store, client: &opscore.Client{Store: store, Retention: conf.retention}}, nil
 }
 
 // sayDatabase says where tasks are kept if nobody asked for that place.

@@ -249,8 +249,8 @@ func (s *session) warn(sub opscore.Submission) {
 	}
 	for _, w := range sub.Warnings {
 		text := w.Text
-		if w.Remedy != "" {
-			text += ": " + w.Remedy
+		if len(w.Remedy) > 0 {
+			text += ": " + s.shown(w.Remedy[0])
 		}
 		s.say("opscore: warning: the task waits: %s", text)
 	}

@@ -61,12 +61,13 @@ func firstLine(s string) string {
 	return line
 }
 
-// watch returns the task once it is over. Meanwhile it tells of each attempt that did not end it, and draws the
+// watch returns the task once it is over. Meanwhile it tells of each attempt that did not end it, and why it does not start, and draws the
 // progress if there is a terminal.
 func (s *session) watch(ctx context.Context, id opscore.ID) (opscore.Task, error) {
 	bar := s.progressBar()
 	defer bar.clear()
-	retries := retryTeller{s, bar, -1}
+	retries, late := retryTeller{s, bar, -1}, s.lateTeller(bar)
+	defer late.done()
 	for delay := 2 * time.Millisecond; ; delay = min(delay*3/2, 100*time.Millisecond) {
 		t, err := s.client.Get(ctx, id)
 		if err != nil && ctx.Err() != nil { // that is why
@@ -76,6 +77,7 @@ func (s *session) watch(ctx context.Context, id opscore.ID) (opscore.Task, error
 			return t, err
 		}
 		retries.tell(t)
+		late.tell(ctx, t)
 		bar.draw(t)
 		select {
 		case <-ctx.Done():

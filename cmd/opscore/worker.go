@@ -207,7 +207,7 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	var failed error // to tell that it is ready
 	worker := &opscore.Worker{
 		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.workQueues(h), Slots: affordable(s.conf.slots, log), Drain: s.conf.drain, Grace: s.conf.grace,
-		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(), Lease: s.conf.lease, OnEvent: tell.observe, OnReport: tell.out.tell,
+		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(), Lease: s.conf.lease, Origins: s.conf.origins(), OnEvent: tell.observe, OnReport: tell.out.tell,
 		OnReady: func(info opscore.WorkerInfo) {
 			if failed = tell.ready(info); failed != nil {
 				cancel(failed)

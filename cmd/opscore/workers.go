@@ -73,24 +73,29 @@ func workerState(w opscore.WorkerInfo) string {
 		return "gone " + age(w.GoneAt) + ": " + cmp.Or(w.Cause, "no cause recorded")
 	}
 	words := []string{string(w.State)}
+	add := func(word string) {
+		if !slices.Contains(words, word) {
+			words = append(words, word)
+		}
+	}
 	if !w.Live {
-		words = append(words, "silent")
+		add("silent")
 	}
 	for _, c := range w.Report.Checks {
 		switch {
 		case c.State == opscore.CheckOK:
 		case c.Name == opscore.CheckDelivery:
-			words = append(words, "deaf")
+			add("deaf")
 		case c.State == opscore.CheckFailed && w.State != opscore.WorkerBooting:
-			words = append(words, "not ready")
+			add("not ready")
 		case c.State == opscore.CheckDegraded:
-			words = append(words, "degraded")
+			add("degraded")
 		}
 	}
 	if w.Stop != "" && w.State != opscore.WorkerDraining {
-		words = append(words, "asked to stop")
+		add("asked to stop")
 	}
-	return strings.Join(slices.Compact(words), ", ")
+	return strings.Join(words, ", ")
 }
 
 func (a *app) workerShowCommand() *cobra.Command {
@@ -166,8 +171,9 @@ func (s *session) showWorker(w opscore.WorkerInfo) error {
 	b.field("heard", when(w.LastBeat))
 	b.field("lease", goDuration(time.Duration(w.Lease)))
 	for _, e := range w.Endpoints {
-		b.field(e.Kind, strings.TrimSuffix(e.String()+" ("+e.Instance+")", " ()"))
+		b.field(e.Kind, strings.TrimSuffix(strings.TrimSuffix(e.String()+" ("+e.Instance+")", " ()")+", from "+e.Origin, ", from "))
 	}
+	b.field("memory", p.Group)
 	b.report(w.Report)
 	return s.print(b.String())
 }
@@ -185,7 +191,7 @@ func (s *sheet) report(r opscore.Report) {
 		s.field("clock", "differs from the store's by "+r.Skew.String())
 	}
 	if r.LogDropped > 0 {
-		s.field("log lines", fmt.Sprintf("%d were dropped: nobody read them fast enough", r.LogDropped))
+		s.field("log lines", fmt.Sprintf("%d were dropped: they could not be written, or nobody read them fast enough", r.LogDropped))
 	}
 	if d := r.Drained; d != nil {
 		s.field("drained", fmt.Sprintf("%d finished, %d handed back, %d released, in %s", d.Finished, d.HandedBack, d.Released, short(time.Duration(d.Took))))

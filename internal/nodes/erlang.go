@@ -70,8 +70,14 @@ func findErts() (string, error) {
 }
 
 // link makes a directory of plugins with the broker itself alone. A start reads all that are there: with those that come with
-// RabbitMQ it takes a second longer.
-func (e erlang) link(plugins string) error {
+// RabbitMQ it takes a second longer. For the management API it is all of them.
+func (e erlang) link(plugins string, all bool) error {
+	if all {
+		if err := os.Symlink(filepath.Join(e.rabbitmq, "../plugins"), plugins); !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		return nil
+	}
 	broker, err := filepath.Glob(filepath.Join(e.rabbitmq, "../plugins/rabbit-[0-9]*"))
 	if err != nil || len(broker) != 1 {
 		return errors.Join(fmt.Errorf("find the broker in %s/../plugins: found %v", e.rabbitmq, broker), err)

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,6 +34,8 @@ type RabbitMQ struct {
 	password string
 	port     int // for AMQP
 	peers    int // for Erlang's distribution
+
+	management int // for the management API; 0 without
 
 	mu     sync.Mutex
 	server *process // the latest
@@ -108,14 +111,22 @@ func (r *RabbitMQ) configure(ctx context.Context, more []string) (err error) {
 	if r.peers, err = freePort(ctx); err != nil {
 		return err
 	}
+	plugins := "[]"
+	if managed(more) {
+		if r.management, err = freePort(ctx); err != nil {
+			return err
+		}
+		more = append(slices.Clone(more), fmt.Sprintf("management.tcp.port = %d", r.management))
+		plugins = "[rabbitmq_management]"
+	}
 	r.dir.env = r.environment()
 	text := fmt.Sprintf(brokerSettings, r.port, brokerUser, r.password, strings.Join(more, "\n"))
-	for name, text := range map[string]string{"rabbitmq.conf": text, "advanced.config": "[].\n", "enabled_plugins": "[].\n"} {
+	for name, text := range map[string]string{"rabbitmq.conf": text, "advanced.config": "[].\n", "enabled_plugins": plugins + ".\n"} {
 		if err := os.WriteFile(filepath.Join(r.dir.path, name), []byte(text), 0o600); err != nil {
 			return err
 		}
 	}
-	return r.with.link(filepath.Join(r.dir.path, "plugins"))
+	return r.with.link(filepath.Join(r.dir.path, "plugins"), managed(more))
 }
 
 // environment tells RabbitMQ's and Erlang's programs to use nothing of the system's, to listen on nothing but loopback, and to

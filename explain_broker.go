@@ -1,0 +1,243 @@
+package opscore
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// broker says what is wrong on the way of tickets to the workers of a queue; with whole, also what concerns all queues.
+func (v *view) broker(queue string, whole bool) (causes []Cause) {
+	if v.Broker == nil {
+		return nil
+	}
+	if whole {
+		causes = append(v.connection(), v.otherBrokers(queue)...)
+	}
+	for _, q := range v.Broker.Queues {
+		if q.Queue == queue || v.Task == nil && whole && queue == "" {
+			causes = append(causes, v.brokerQueue(&q)...)
+		}
+	}
+	return causes
+}
+
+// connection says why a fresh connection to the broker comes no further, or what it was told.
+func (v *view) connection() (causes []Cause) {
+	b := v.Broker
+	at := cmp.Or(b.Endpoint.Address, b.Endpoint.String(), "its address")
+	about := func(c Cause) Cause {
+		if b.Err != "" {
+			c = c.with("rabbitmq", "error", b.Err)
+		}
+		return c.with("rabbitmq", "address", at).with("rabbitmq", "reached", b.Reached).with("rabbitmq", "virtual host", b.Endpoint.Name)
+	}
+	switch b.Reached {
+	case BrokerNone:
+		causes = append(causes, about(because(CauseBrokerUnreachable, "RabbitMQ at %s takes no connections: %s", at, b.Err)).fix(safe(act("start RabbitMQ at %s", at))))
+	case BrokerTCP:
+		causes = append(causes, about(because(CauseBrokerTLS, "the TLS handshake with RabbitMQ at %s fails: %s", at, b.Err)).
+			fix(act("mend the certificate of %s, or the scheme and port of the broker's URL", at)))
+	case BrokerTLS:
+		causes = append(causes, about(because(CauseBrokerFrozen, "%s takes connections, but does not speak AMQP: %s", at, b.Err)).
+			fix(act("continue or restart RabbitMQ at %s: its process is stopped or overloaded", at)))
+	case BrokerHandshake:
+		causes = append(causes, about(because(CauseBrokerLoginRefused, "RabbitMQ at %s does not take the user or its password: %s", at, b.Err)).
+			with("rabbitmq", "user", b.User).
+			fix(act("give user %s of RabbitMQ at %s the password that the broker's URL has (rabbitmqctl change_password), or mend the URL", b.user(), at)))
+	case BrokerLogin:
+		causes = append(causes, about(because(CauseBrokerVhostRefused, "RabbitMQ at %s lets the user in, but not into virtual host %s: %s", at, b.Endpoint.Name, b.Err)).
+			with("rabbitmq", "user", b.User).fix(b.permit(), act("or create virtual host %s first, or mend the URL", b.Endpoint.Name)))
+	case BrokerOpen:
+	}
+	if reason := cmp.Or(b.Blocked, strings.Join(b.Alarms, ", ")); reason != "" {
+		c := because(CauseBrokerAlarm, "RabbitMQ at %s blocks whoever publishes: %s; what waits there is still delivered", at, reason)
+		if b.Blocked != "" {
+			c = c.with("rabbitmq", "connection.blocked", b.Blocked)
+		}
+		for _, a := range b.Alarms {
+			c = c.with("management", "alarm", a)
+		}
+		causes = append(causes, about(c).fix(act("free what RabbitMQ at %s is low on (%s), or raise its limit", at, reason)))
+	}
+	if b.Reached == BrokerOpen && b.Expected != (ID{}) && b.Epoch != b.Expected {
+		epoch := "none"
+		if b.Epoch != (ID{}) {
+			epoch = b.Epoch.String()
+		}
+		causes = append(causes, about(because(CauseBrokerStateLost, "RabbitMQ at %s lost its state: the database expects epoch %s, and it has %s", at, b.Expected, epoch).
+			with(SourceStore, "epoch", b.Expected).with("rabbitmq", "epoch", epoch)))
+	}
+	return causes
+}
+
+// user names whom the broker was asked as.
+func (b *BrokerFacts) user() string { return cmp.Or(b.User, "that the error names") }
+
+// permit gives the user of the broker's URL all permissions in its virtual host.
+func (b *BrokerFacts) permit() Remedy {
+	if b.User == "" {
+		return act("give the user that the error names permissions for virtual host %s: rabbitmqctl set_permissions", b.Endpoint.Name)
+	}
+	return command("rabbitmqctl set_permissions -p %s %s '.*' '.*' '.*'", b.Endpoint.Name, b.User)
+}
+
+// otherBrokers names the live workers that are connected to another virtual host.
+func (v *view) otherBrokers(queue string) (causes []Cause) {
+	for i := range v.Workers {
+		w := &v.Workers[i]
+		if !w.Live || queue != "" && !slices.Contains(w.Queues, queue) {
+			continue
+		}
+		for _, e := range w.Endpoints {
+			if e.Kind == "rabbitmq" && v.Broker.Endpoint.Name != "" && e.Name != v.Broker.Endpoint.Name {
+				causes = append(causes, because(CauseWorkerOtherBroker, "tickets go to virtual host %s of %s, but %s is connected to virtual host %s of %s",
+					v.Broker.Endpoint.Name, v.Broker.Endpoint.Address, w.name(), e.Name, e.Address).
+					with(SourceStore, "worker", w.ID).with(SourceStore, "its virtual host", e.Name).with("rabbitmq", "virtual host", v.Broker.Endpoint.Name).
+					fix(act("start process %d on host %s again with the broker URL that ends in virtual host %s", w.PID, w.Host, v.Broker.Endpoint.Name)))
+			}
+		}
+	}
+	return causes
+}
+
+// brokerQueue says what is wrong with one queue of the broker.
+func (v *view) brokerQueue(q *BrokerQueue) (causes []Cause) {
+	host := v.Broker.Endpoint.Name
+	about := func(c Cause) Cause { return c.with("rabbitmq", "queue", q.Name).with("rabbitmq", "virtual host", host) }
+	listened := slices.ContainsFunc(v.Workers, func(w WorkerInfo) bool { return w.Live && w.hears() && slices.Contains(w.Queues, q.Queue) })
+	if !q.Exists && q.Err == "" {
+		if v.Broker.Reached != BrokerOpen || v.Task == nil && !listened {
+			return nil // it is made by who needs it first
+		}
+		return []Cause{about(because(CauseBrokerQueueMissing, "virtual host %s of %s has no queue %s: tickets for it are returned or dropped",
+			host, v.Broker.Endpoint.Address, q.Name).with("rabbitmq", "exists", q.Exists)).fix(safe(command("opscore queue ensure %s", q.Queue)))}
+	}
+	if q.Mismatch != "" {
+		causes = append(causes, about(because(CauseBrokerQueueMismatch, "queue %s has other arguments than are wanted: %s", q.Name, q.Mismatch).
+			with("rabbitmq", "mismatch", q.Mismatch)).fix(safe(command("opscore queue migrate %s", q.Queue))))
+	}
+	if len(q.Refused) > 0 {
+		causes = append(causes, about(because(CauseBrokerPermission, "a fresh connection may not use queue %s: %s; running ones will not survive a reconnect",
+			q.Name, strings.Join(q.Refused, "; ")).with("rabbitmq", "refused", strings.Join(q.Refused, "; "))).
+			with("rabbitmq", "user", v.Broker.User).fix(v.Broker.permit()))
+	} else if q.Err != "" {
+		causes = append(causes, about(because(CauseSourceSilent, "queue %s cannot be looked at: %s", q.Name, q.Err)).with("rabbitmq", "error", q.Err))
+	}
+	if limits := dropping(q.Policy); limits != "" {
+		causes = append(causes, about(because(CauseBrokerPolicyLimits, "policy %s limits queue %s: %s; it may drop tickets", q.Policy.Name, q.Name, limits).
+			with("management", "policy", q.Policy.Name).with("management", "definition", limits).with("rabbitmq", "messages", q.Messages)).
+			fix(command("rabbitmqctl clear_policy -p %s %s", host, q.Policy.Name)))
+	}
+	causes = append(causes, v.consumers(q)...)
+	return append(causes, v.ticket(q)...)
+}
+
+// hears reports whether a worker gets tickets.
+func (w *WorkerInfo) hears() bool {
+	return slices.ContainsFunc(w.Endpoints, func(e Endpoint) bool { return e.Kind == "rabbitmq" })
+}
+
+// dropping returns what of a policy drops messages.
+func dropping(p *BrokerPolicy) string {
+	if p == nil {
+		return ""
+	}
+	var limits []string
+	for _, k := range slices.Sorted(maps.Keys(p.Definition)) {
+		switch k {
+		case "max-length", "max-length-bytes", "message-ttl", "expires", "overflow", "delivery-limit":
+			limits = append(limits, fmt.Sprintf("%s=%v", k, p.Definition[k]))
+		}
+	}
+	return strings.Join(limits, " ")
+}
+
+// consumers names those of a queue that are no workers of this database.
+func (v *view) consumers(q *BrokerQueue) (causes []Cause) {
+	if !v.storeAnswered() {
+		return nil
+	}
+	about := func(c Cause, k *Consumer) Cause {
+		return c.with("management", "consumer", fmt.Sprintf("tag %s from %s, user %s, ack_required=%t, prefetch %d, unacked %d", k.Tag, k.Peer, k.User, !k.AutoAck, k.Prefetch, k.Unacked)).
+			with("management", "its worker", fmt.Sprintf("%s on %s, process %d, build %s", k.Worker, k.Host, k.PID, k.Build)).
+			with("rabbitmq", "queue", q.Name).with("rabbitmq", "consumers", q.Consumers)
+	}
+	for i := range q.Consuming {
+		k := &q.Consuming[i]
+		end := act("close connection %s of the consumer, in the management interface or with rabbitmqctl close_connection", cmp.Or(k.Conn, k.Peer))
+		if k.PID > 0 {
+			end = command("kill %s", k.PID)
+			if v.Host == nil || v.Host.Name != k.Host {
+				end = act("on host %s, end process %d: kill %d", k.Host, k.PID, k.PID)
+			}
+		}
+		switch {
+		case k.Instance != "" && v.Store.Instance != "" && k.Instance != v.Store.Instance:
+			causes = append(causes, about(because(CauseWorkerOtherDatabase,
+				"worker %s (%s, process %d) consumes from queue %s, but works for database %s; these tasks are in %s",
+				k.Worker, k.Host, k.PID, q.Name, k.Instance, v.Store.Instance), k).
+				with("management", "its database", k.Instance).with(SourceStore, "instance", v.Store.Instance).
+				fix(act("give process %d on host %s the database URL of this deployment, or a virtual host of its own", k.PID, k.Host)))
+		case !v.registered(k):
+			who := ""
+			if k.PID > 0 {
+				who = fmt.Sprintf(", process %d on %s, build %s", k.PID, k.Host, k.Build)
+			}
+			causes = append(causes, about(because(CauseForeignConsumer, "consumer %s from %s%s takes messages of queue %s and is no registered worker (ack_required=%t, %d unacked)",
+				k.Tag, k.Peer, who, q.Name, !k.AutoAck, k.Unacked), k).fix(end))
+		}
+	}
+	ours := 0
+	for i := range v.Workers {
+		if w := &v.Workers[i]; w.State != WorkerGone && slices.Contains(w.Queues, q.Queue) {
+			ours++
+		}
+	}
+	if len(q.Consuming) == 0 && q.Consumers > ours {
+		causes = append(causes, because(CauseForeignConsumer, "queue %s has %s, but %d registered here listen to it: somebody else takes its messages",
+			q.Name, countOf(q.Consumers, "consumer"), ours).
+			with("rabbitmq", "queue", q.Name).with("rabbitmq", "consumers", q.Consumers).with(SourceStore, "registered workers", ours).
+			fix(safe(command("rabbitmqctl list_consumers -p %s", v.Broker.Endpoint.Name)), act("stop the consumer of queue %s that is no worker of this database", q.Name)))
+	}
+	return causes
+}
+
+// registered reports whether a consumer is a worker that the store knows. One that lost its lease has a new id by now.
+func (v *view) registered(k *Consumer) bool {
+	return slices.ContainsFunc(v.Workers, func(w WorkerInfo) bool {
+		return w.State != WorkerGone && (w.ID == k.Worker && k.Worker != ID{} || k.PID > 0 && w.PID == k.PID && w.Host == k.Host)
+	})
+}
+
+// ticket says what became of the task's ticket.
+func (v *view) ticket(q *BrokerQueue) []Cause {
+	if v.Ticket == nil || v.Task == nil || q.Err != "" {
+		return nil
+	}
+	about := func(c Cause) Cause {
+		return c.since(v.Ticket.At).with(SourceStore, "ticket", v.Ticket.ID).with(SourceStore, "published", moment(v.Ticket.At)).
+			with("rabbitmq", "messages", q.Messages).with("rabbitmq", "consumers", q.Consumers).next(v.Ticket.At.Add(TicketFor + time.Second))
+	}
+	if q.Messages > 0 {
+		return nil // it waits there, as far as is known
+	}
+	for i := range q.Consuming {
+		k := &q.Consuming[i]
+		w := v.worker(k.Worker)
+		if k.Unacked == 0 || w == nil || w.Slots > v.taken(w) {
+			continue
+		}
+		c := about(because(CauseTicketsHeld, "the ticket of task %s is with %s, which has all of its %d slots taken", v.Task.ID, w.name(), w.Slots)).
+			with("management", "unacked", k.Unacked).with(SourceStore, "slots taken", fmt.Sprintf("%d of %d", v.taken(w), w.Slots))
+		return []Cause{c}
+	}
+	if v.At.Sub(v.Ticket.At) > TicketFor && q.Unacked == 0 {
+		return []Cause{about(because(CauseTicketLost, "the ticket of task %s was published %s ago and is not in queue %s any more, and nobody has claimed the task: it was purged, dropped or expired",
+			v.Task.ID, v.ago(v.Ticket.At), q.Name))}
+	}
+	return nil
+}

@@ -1,0 +1,197 @@
+package opscore
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// SourcePostgres is the name of PostgreSQL's catalogs among the sources of facts.
+const SourcePostgres = "postgres"
+
+// silence says why the store did not answer, as far as the database itself says.
+func (v *view) silence() []Cause {
+	if v.storeAnswered() {
+		return nil
+	}
+	a, _ := v.asked(SourceStore)
+	at := cmp.Or(a.At, v.Store.String(), "its address")
+	about := func(c Cause) Cause { return c.with(SourceStore, "error", a.Err).with(SourceStore, "address", at) }
+	switch d := v.Database; {
+	case d == nil:
+		c := about(because(CauseDatabaseUnreachable, "the database at %s does not answer: %s", at, a.Err))
+		if catalogs, asked := v.asked(SourcePostgres); asked && catalogs.Err != "" {
+			c = c.with(SourcePostgres, "error", catalogs.Err)
+		}
+		return []Cause{c.fix(safe(act("start the database at %s, or mend what the error says", at)))}
+	case !d.open():
+		return []Cause{v.notLetIn(cmp.Or(d.Endpoint.Address, at)).with(SourceStore, "error", a.Err)}
+	case len(v.stopping()) > 0:
+		return nil // said better by what the database itself says
+	}
+	c := about(because(CauseDatabaseSilent, "the database at %s takes connections, but did not answer the store: %s", at, a.Err))
+	for _, b := range v.Database.Slow {
+		c = c.with(SourcePostgres, "slow statement", fmt.Sprintf("%s, %s for %s, waits for %s: %s", b.name(), b.State, v.ago(b.Since), cmp.Or(b.Wait, "nothing"), b.Query))
+	}
+	return []Cause{c.fix(act("look what keeps the database at %s busy: pg_stat_activity", at))}
+}
+
+// open reports whether a fresh connection got to its end.
+func (d *DatabaseFacts) open() bool { return d.Reached == DatabaseOpen || d.Reached == "" }
+
+// PostgreSQL's codes for a server that has no connection left, and for one that is not there yet, or not any more.
+const (
+	tooManyConnections = "53300"
+	startingUp         = "57P03"
+)
+
+// notLetIn says how far a fresh connection to the database came.
+func (v *view) notLetIn(at string) Cause {
+	d := v.Database
+	about := func(c Cause) Cause {
+		c = c.with(SourcePostgres, "error", d.Err).with(SourcePostgres, "reached", d.Reached)
+		if d.SQLState != "" {
+			c = c.with(SourcePostgres, "sqlstate", d.SQLState)
+		}
+		return c.with(SourcePostgres, "address", at)
+	}
+	switch {
+	case d.Reached == DatabaseTCP:
+		return about(because(CauseDatabaseFrozen, "%s takes connections, but no database answers there: %s", at, d.Err)).
+			fix(act("continue or restart the database server at %s: it is stopped or overloaded", at))
+	case d.Reached == DatabaseNone || d.SQLState == startingUp:
+		return about(because(CauseDatabaseUnreachable, "the database at %s does not answer: %s", at, d.Err)).fix(safe(act("start the database at %s", at)))
+	case d.SQLState == tooManyConnections:
+		return about(because(CauseDatabaseFull, "the database at %s has no connection left: %s", at, d.Err)).
+			fix(act("end idle connections to %s, or raise its max_connections", at))
+	}
+	return about(because(CauseDatabaseRefused, "the database at %s does not let us in: %s", at, d.Err)).
+		fix(act("mend what the database at %s says: the user, its password, the name of the database, or pg_hba.conf", at))
+}
+
+// database says what of the database itself keeps tasks from going on.
+func (v *view) database() []Cause {
+	if v.Database == nil || !v.Database.open() {
+		return nil
+	}
+	return append(v.stopping(), v.forgotten()...)
+}
+
+// leastFree is as little room on a disk as none.
+const leastFree = 1 << 20
+
+// stopping is what of the database keeps tasks from going on, and who holds what others wait for.
+func (v *view) stopping() (causes []Cause) {
+	d := v.Database
+	at := cmp.Or(d.Endpoint.String(), "the database")
+	if d.Recovery || d.ReadOnly {
+		causes = append(causes, v.readOnly(at))
+	}
+	if d.Limit > 0 && d.Connections >= d.Limit {
+		of := cmp.Or(d.LimitOf, "server")
+		causes = append(causes, because(CauseDatabaseFull, "%s has no connection left: %d of %d are in use, the limit of the %s", at, d.Connections, d.Limit, of).
+			with(SourcePostgres, "connections", d.Connections).with(SourcePostgres, "limit of the "+of, d.Limit).
+			fix(act("end idle connections to %s, or raise the limit of the %s", at, of)))
+	}
+	if d.SchemaWanted > 0 && d.Schema < d.SchemaWanted {
+		causes = append(causes, because(CauseDatabaseSchema, "the schema of %s has version %d, and this binary wants %d", at, d.Schema, d.SchemaWanted).
+			with(SourcePostgres, "schema version", d.Schema).with(SourcePostgres, "wanted", d.SchemaWanted).fix(command("opscore migrate up")))
+	}
+	if d.Endpoint.Kind == "sqlite" && d.Free < leastFree {
+		causes = append(causes, because(CauseDatabaseDiskFull, "the disk of %s is full: %d bytes are free", at, d.Free).
+			with("host", "free bytes", d.Free).fix(act("free room on the disk of %s", at)))
+	}
+	for _, l := range d.Locks {
+		causes = append(causes, v.lock(l))
+	}
+	return causes
+}
+
+func (v *view) readOnly(at string) Cause {
+	d := v.Database
+	by := cmp.Or(d.ReadOnlyBy, "server")
+	switch {
+	case d.Recovery:
+		return because(CauseDatabaseReadOnly, "%s takes no writes: it is a standby (in recovery)", at).with(SourcePostgres, "pg_is_in_recovery", d.Recovery).
+			fix(act("connect to the primary instead of %s, or promote it", at))
+	case d.Endpoint.Kind == "sqlite":
+		return because(CauseDatabaseReadOnly, "%s cannot be written: %s", at, by).with("host", "read-only", by).
+			fix(act("make the file %s writable, and its directory", at))
+	}
+	return because(CauseDatabaseReadOnly, "%s takes no writes: its transactions are read-only, which is set for the %s", at, by).
+		with(SourcePostgres, "default_transaction_read_only", d.ReadOnly).with(SourcePostgres, "set for", by).
+		fix(act("unset default_transaction_read_only of the %s at %s", by, at))
+}
+
+// lock says who holds what others need.
+func (v *view) lock(l Lock) Cause {
+	code := CauseTableLocked
+	switch {
+	case l.On == "row of the task":
+		code = CauseRowLocked
+	case strings.HasPrefix(l.On, "row"):
+		code = CauseRowsLocked
+	}
+	b := l.Holder
+	text := fmt.Sprintf("the %s is locked (%s) by %s, %s for %s", l.On, l.Mode, b.name(), cmp.Or(b.State, "in a state that may not be seen"), v.ago(b.Since))
+	if b.Query != "" {
+		text += ": " + b.Query
+	}
+	c := because(code, "%s", text).since(b.Begun).with(v.told(), "lock", l.Mode+" on "+l.On)
+	c = v.aboutBackend(c, b)
+	if n := l.Next; n != nil {
+		c = c.with(v.told(), "first in line", n.name()+": "+n.Query)
+	}
+	if len(l.Waiting) > 0 {
+		c = c.with(v.told(), "waiting", pids(l.Waiting))
+	}
+	return c
+}
+
+// told is who tells of the database's connections: its catalogs, or of a file this host.
+func (v *view) told() string {
+	if v.Database.Endpoint.Kind == "sqlite" {
+		return "host"
+	}
+	return SourcePostgres
+}
+
+// name names a connection for people.
+func (b *Backend) name() string {
+	if b.Prepared != "" {
+		return "prepared transaction " + b.Prepared
+	}
+	return fmt.Sprintf("process %d of the database (%s, %s)", b.PID, cmp.Or(b.App, "no name"), cmp.Or(b.Client, "local"))
+}
+
+// aboutBackend adds one connection to the database, and how to end it.
+func (v *view) aboutBackend(c Cause, b Backend) Cause {
+	c = c.with(v.told(), "pid", b.PID).with(v.told(), "state", fmt.Sprintf("%s since %s", b.State, moment(b.Since))).
+		with(v.told(), "application", b.App).with(v.told(), "client", b.Client).with(v.told(), "query", b.Query)
+	const run = `psql "$OPSCORE_DATABASE_URL" -c `
+	switch {
+	case v.Database.Endpoint.Kind == "sqlite":
+		return c.fix(act("let process %d on this host end its transaction, or end it", b.PID))
+	case b.Prepared != "":
+		return c.with(v.told(), "prepared transaction", b.Prepared).
+			fix(command(run+"%s", "ROLLBACK PREPARED '"+strings.ReplaceAll(b.Prepared, "'", "''")+"'"))
+	}
+	return c.fix(command(run+"%s", fmt.Sprintf("SELECT pg_terminate_backend(%d)", b.PID)))
+}
+
+// idleWorthTelling is how long a transaction may be idle before that is remarkable.
+const idleWorthTelling = 10 * HeartbeatEvery
+
+// forgotten names idle transactions that have written to opscore's tables.
+func (v *view) forgotten() (causes []Cause) {
+	for _, b := range v.Database.Idle {
+		held := slices.ContainsFunc(v.Database.Locks, func(l Lock) bool { return l.Holder.PID == b.PID && l.Holder.Prepared == b.Prepared })
+		if held || len(b.Locking) == 0 || v.At.Sub(b.Since) < idleWorthTelling {
+			continue
+		}
+		causes = append(causes, v.aboutBackend(because(CauseTransactionIdle, "%s has written to %s and is %s for %s",
+			b.name(), strings.Join(b.Locking, ", "), b.State, v.ago(b.Since)), b).since(b.Begun))
+	}
+	return causes
+}

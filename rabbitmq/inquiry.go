@@ -1,0 +1,323 @@
+package rabbitmq
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/opscore/opscore"
+)
+
+// Inquiry is what can be asked of a broker about the queues of tasks. Each uses a fresh connection: one that is in use may be blocked, and what it was permitted
+// once it goes on to be permitted.
+type Inquiry struct {
+	URLs       string  // as for [Open]
+	Options    Options // how queues should have been made, and the build
+	Management string  // URL of the management API; "" for none
+	Queues     []string
+	// Adopted are the queues of another system's messages, by the queue of their tasks.
+	Adopted map[string][]Declaration
+	// Deployment tells which epoch the broker's state should have; nil if nobody knows.
+	Deployment func(context.Context) (opscore.Deployment, error)
+}
+
+// The names of the sources that an inquiry asks.
+const (
+	SourceBroker     = "rabbitmq"
+	SourceManagement = "management"
+)
+
+// Bounds of an inquiry.
+const (
+	inquiryFor   = 900 * time.Millisecond // less than the second that a doctor waits
+	answerWithin = 250 * time.Millisecond // the other queues must not wait for one that does not answer
+	askedQueues  = 200                    // of the broker, at most
+	leftForWrite = 100 * time.Millisecond // of it, for the last question
+)
+
+// target is a queue of the broker to look at.
+type target struct {
+	queue string // of tasks
+	Declaration
+}
+
+// Gather returns the facts about the broker: how far a connection comes, what its queues are like, what this user may not do with them, whether it takes
+// messages, and what the management API adds. It moves no message. That the broker does not answer is no error but a fact.
+func (q Inquiry) Gather(ctx context.Context, known *opscore.Facts) (opscore.Facts, error) {
+	at, err := parse(q.URLs)
+	if err != nil {
+		return opscore.Facts{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, inquiryFor)
+	defer cancel()
+	b := opscore.BrokerFacts{Endpoint: at.endpoint(), User: at.all[0].uri.Username}
+	targets := q.targets(known)
+	var asking, told sync.WaitGroup
+	var wants opscore.Deployment
+	if q.Deployment != nil {
+		told.Go(func() {
+			if d, err := q.Deployment(ctx); err == nil { // else the store says so itself
+				wants = d
+			}
+		})
+	}
+	var managed overview
+	sources := make([]opscore.Asked, 1, 2)
+	if q.Management != "" {
+		sources = append(sources, opscore.Asked{Source: SourceManagement, At: RedactedManagement(q.Management)})
+		asking.Go(func() {
+			began := time.Now()
+			var err error
+			managed, err = q.manage(ctx, at, targets)
+			sources[1].Took, sources[1].Err = took(began), textOf(err)
+		})
+	}
+	began := time.Now()
+	conn := q.reach(ctx, at, &b)
+	told.Wait()
+	if conn != nil {
+		if !q.examine(ctx, conn, wants.Epoch, targets, &b) {
+			sources[0].Err = fmt.Sprintf("%d of %d queues were looked at in the time that there was", len(b.Queues), len(targets))
+		}
+		go hangUp(conn)
+	}
+	sources[0].Source, sources[0].At, sources[0].Took = SourceBroker, at.String(), took(began)
+	sources[0].Err = cmp.Or(b.Err, sources[0].Err)
+	asking.Wait()
+	managed.add(&b)
+	return opscore.Facts{Broker: &b, Sources: sources}, nil
+}
+
+func took(began time.Time) opscore.Duration {
+	return opscore.Duration(time.Since(began).Round(100 * time.Microsecond))
+}
+
+func textOf(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// targets are the queues that the store knows and that its live workers listen to, and what is adopted for them.
+func (q Inquiry) targets(known *opscore.Facts) (all []target) {
+	names := slices.Clone(q.Queues)
+	for _, s := range known.Queues {
+		names = append(names, s.Queue)
+	}
+	if known.Task == nil {
+		for _, w := range known.Workers {
+			if w.Live {
+				names = append(names, w.Queues...)
+			}
+		}
+		for queue := range q.Adopted {
+			names = append(names, queue)
+		}
+	} else {
+		names = append(names, known.Task.Queue)
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if known.Task != nil { // first what matters most
+		names = slices.Insert(slices.DeleteFunc(names, func(n string) bool { return n == known.Task.Queue }), 0, known.Task.Queue)
+	}
+	for _, name := range names {
+		all = append(all, target{name, Declaration{Name: queuePrefix + name}})
+		for _, d := range q.Adopted[name] {
+			all = append(all, target{name, d})
+		}
+	}
+	return all[:min(len(all), askedQueues)]
+}
+
+// examine asks what an open connection can tell, and reports whether there was time for all of it.
+func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch opscore.ID, targets []target, b *opscore.BrokerFacts) (all bool) {
+	l := &looker{conn: conn, within: answerWithin}
+	looking, cancel := context.WithTimeout(ctx, time.Until(deadline(ctx))-leftForWrite)
+	defer cancel()
+	if epoch != (opscore.ID{}) {
+		if _, exists, err := l.passive(looking, epochPrefix+epoch.String()); err == nil {
+			b.Expected = epoch
+			if exists {
+				b.Epoch = epoch
+			}
+		}
+	}
+	for _, t := range targets {
+		if looking.Err() != nil {
+			break
+		}
+		if t.Args == nil {
+			t.Declaration = ticketQueue(t.queue, q.Options.Classic, versionOf(conn))
+		}
+		b.Queues = append(b.Queues, l.queue(looking, t.queue, t.Declaration))
+	}
+	err := l.mayWrite(ctx)
+	if blocked, ok := errors.AsType[blockedError](err); ok {
+		b.Blocked = string(blocked)
+	} else if denied(err) {
+		for i := range b.Queues {
+			b.Queues[i].Refused = append(b.Queues[i].Refused, "write: "+words(err))
+		}
+	}
+	return len(b.Queues) == len(targets)
+}
+
+func deadline(ctx context.Context) time.Time {
+	d, _ := ctx.Deadline()
+	return d
+}
+
+// reach connects to the broker, of a cluster to all of its nodes at once, and keeps what came furthest.
+func (q Inquiry) reach(ctx context.Context, at addresses, b *opscore.BrokerFacts) *amqp.Connection {
+	attempts := make(chan attempt, len(at.all))
+	for _, a := range at.all {
+		go func() { attempts <- a.connect(ctx, q.Options.Build) }()
+	}
+	var best attempt
+	for i := range at.all {
+		a := <-attempts
+		switch {
+		case best.conn != nil && a.conn != nil:
+			go hangUp(a.conn)
+		case i == 0 || slices.Index(steps, a.reached) > slices.Index(steps, best.reached):
+			best = a
+		}
+	}
+	b.Reached, b.Err = best.reached, best.err
+	if len(at.all) > 1 && best.err != "" {
+		b.Err = best.host + ": " + best.err
+	}
+	if best.conn != nil {
+		if name, ok := best.conn.Properties["cluster_name"].(string); ok {
+			b.Endpoint.Instance = name
+		}
+	}
+	return best.conn
+}
+
+// steps are those of a connection, in their order.
+var steps = []opscore.BrokerStep{
+	opscore.BrokerNone, opscore.BrokerTCP, opscore.BrokerTLS, opscore.BrokerHandshake, opscore.BrokerLogin, opscore.BrokerOpen,
+}
+
+// attempt is how far a connection to one server came.
+type attempt struct {
+	host    string
+	reached opscore.BrokerStep
+	conn    *amqp.Connection // if it is open
+	err     string           // if it is not
+}
+
+// connect takes one step after the other.
+func (a address) connect(ctx context.Context, build string) attempt {
+	got := attempt{host: a.host(), reached: opscore.BrokerNone}
+	failed := func(err error) attempt {
+		got.err = text(err, a.uri.Username)
+		return got
+	}
+	config, err := a.config()
+	if err != nil {
+		return failed(err)
+	}
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", a.host())
+	if err != nil {
+		return failed(err)
+	}
+	got.reached = opscore.BrokerTCP
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	defer stop()
+	conn := net.Conn(impatient{raw})
+	frank := &candid{}
+	if config.TLSClientConfig != nil {
+		secure := tls.Client(conn, config.TLSClientConfig)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			raw.Close()
+			return failed(cmp.Or(context.Cause(ctx), err))
+		}
+		conn = secure
+	}
+	got.reached = opscore.BrokerTLS
+	frank.Conn = conn
+	config.Properties = properties("explain", cmp.Or(build, opscore.Build()))
+	opened, err := amqp.Open(frank, config)
+	switch refusal, _ := errors.AsType[*amqp.Error](err); {
+	case err == nil && stop():
+		got.reached, got.conn = opscore.BrokerOpen, opened
+		return got
+	case err == nil: // at the last moment
+		got.reached = opscore.BrokerOpen
+	case opened.Properties == nil: // that it has sent first, if it speaks AMQP
+	case errors.Is(err, amqp.ErrVhost), refusal != nil && refusal.Server && refusal.Code != amqp.AccessRefused:
+		got.reached = opscore.BrokerLogin
+	default:
+		got.reached = opscore.BrokerHandshake
+	}
+	raw.Close()
+	return failed(cmp.Or(context.Cause(ctx), err))
+}
+
+// candid is a connection that asks the broker to say so when it does not take the password. Else it says nothing and closes the connection after three
+// seconds. The library has no way to ask for it, so this adds it to what the library writes.
+type candid struct {
+	net.Conn
+	asked bool
+}
+
+// Write implements [net.Conn].
+func (c *candid) Write(p []byte) (int, error) {
+	if !c.asked {
+		if frame, ok := askCandour(p); ok {
+			c.asked = true
+			_, err := c.Conn.Write(frame)
+			return len(p), err
+		}
+	}
+	return c.Conn.Write(p)
+}
+
+// askCandour adds a capability to a whole frame that tells our properties.
+func askCandour(frame []byte) (more []byte, ok bool) {
+	const (
+		head       = 7        // of a frame: its type, its channel and its size
+		table      = head + 4 // behind the numbers of the method
+		capability = "\x1cauthentication_failure_closet\x01"
+	)
+	at := bytes.Index(frame, []byte("\x0ccapabilitiesF"))
+	if at < table+4 || !bytes.HasPrefix(frame, []byte{1, 0, 0}) || !bytes.Equal(frame[head:table], []byte{0, 10, 0, 11}) ||
+		len(frame) != head+int(binary.BigEndian.Uint32(frame[3:]))+1 {
+		return nil, false
+	}
+	at += len("\x0ccapabilitiesF")
+	more = slices.Insert(slices.Clone(frame), at+4, []byte(capability)...)
+	for _, size := range []int{3, table, at} {
+		binary.BigEndian.PutUint32(more[size:], binary.BigEndian.Uint32(more[size:])+uint32(len(capability)))
+	}
+	return more, true
+}
+
+// text says why a connection came no further. No error here holds a password.
+func text(err error, user string) string {
+	timeout := net.Error(nil)
+	e, said := errors.AsType[*amqp.Error](err)
+	switch {
+	case said && e.Code == amqp.AccessRefused:
+		return fmt.Sprintf("%s (user %s)", words(err), user)
+	case said:
+		return words(err)
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return "no answer in time"
+	}
+	return err.Error()
+}

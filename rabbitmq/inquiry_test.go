@@ -1,0 +1,508 @@
+package rabbitmq_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/internal/nodes"
+	"github.com/opscore/opscore/rabbitmq"
+)
+
+// suspect is a node that a test may do anything to, with its management API, a virtual host and a user whose password must never be seen.
+type suspect struct {
+	*rig
+	node *nodes.RabbitMQ
+}
+
+const canary = "s3cr3t-c4n4ry"
+
+func newSuspect(t *testing.T, n *nodes.RabbitMQ) *suspect {
+	t.Helper()
+	s := &suspect{node: n}
+	s.rig = newRig(t, s.as("app", "app"))
+	s.addUser()
+	return s
+}
+
+// addUser makes what the test's user needs.
+func (s *suspect) addUser() {
+	s.eval(`ok = rabbit_auth_backend_internal:add_user(<<"app">>, <<"%s">>, <<"t">>), ok = rabbit_auth_backend_internal:set_tags(<<"app">>, [monitoring], <<"t">>)`, canary)
+	s.eval(`ok = rabbit_vhost:add(<<"app">>, <<"t">>)`)
+	s.permit(".*", ".*", ".*")
+}
+
+func (s *suspect) as(user, vhost string) string {
+	return "amqp://" + user + ":" + canary + "@" + s.node.Addr() + "/" + vhost
+}
+
+func (s *suspect) eval(format string, args ...any) string {
+	s.Helper()
+	out, err := s.node.Eval(s.Context(), fmt.Sprintf(format, args...))
+	if err != nil {
+		s.Fatal(err)
+	}
+	return out
+}
+
+// permit sets what the user may configure, write and read.
+func (s *suspect) permit(configure, write, read string) {
+	s.Helper()
+	s.eval(`ok = rabbit_auth_backend_internal:set_permissions(<<"app">>, <<"app">>, <<"%s">>, <<"%s">>, <<"%s">>, <<"t">>)`, configure, write, read)
+}
+
+// contents is what waits in each queue, and how many consume.
+func (s *suspect) contents() (text string) {
+	names := s.eval(`lists:sort([lists:flatten(rabbit_misc:rs(N)) || V <- rabbit_vhost:list_names(), N <- rabbit_amqqueue:list_names(V)])`)
+	for part := range strings.SplitSeq(names, "'") {
+		if strings.HasPrefix(part, "opscore") {
+			q, err := s.channel().QueueDeclarePassive(part, true, false, false, false, nil)
+			text += fmt.Sprintln(q, err)
+		}
+	}
+	return names + text
+}
+
+// ask gathers the facts, and checks what holds for each inquiry.
+func (s *suspect) ask(change ...func(*rabbitmq.Inquiry)) *opscore.BrokerFacts {
+	s.Helper()
+	f := s.gather(&opscore.Facts{}, change...)
+	return f.Broker
+}
+
+func (s *suspect) gather(known *opscore.Facts, change ...func(*rabbitmq.Inquiry)) opscore.Facts {
+	s.Helper()
+	q := rabbitmq.Inquiry{URLs: s.at, Management: s.node.Management(), Queues: []string{"orders"}, Deployment: s.store.Deployment}
+	for _, c := range change {
+		c(&q)
+	}
+	ctx, cancel := context.WithTimeout(s.Context(), time.Second)
+	defer cancel()
+	began := time.Now()
+	f, err := q.Gather(ctx, known)
+	if took := time.Since(began); err != nil || took > time.Second {
+		s.Fatalf("after %v: %v", took, err)
+	}
+	text, err := json.Marshal(f)
+	if err != nil || strings.Contains(string(text), canary) {
+		s.Errorf("%v; the facts hold a password: %s", err, text)
+	}
+	if names := []string{f.Sources[0].Source, f.Sources[len(f.Sources)-1].Source}; names[0] != "rabbitmq" || q.Management != "" && names[1] != "management" {
+		s.Errorf("the sources are %+v", f.Sources)
+	}
+	return f
+}
+
+func (s *suspect) queue(change ...func(*rabbitmq.Inquiry)) opscore.BrokerQueue {
+	s.Helper()
+	b := s.ask(change...)
+	if len(b.Queues) != 1 || b.Queues[0].Name != "opscore.orders" || b.Queues[0].Queue != "orders" {
+		s.Fatalf("the facts are %+v, want one queue", b)
+	}
+	return b.Queues[0]
+}
+
+// declare makes the queue of the tickets as opscore does.
+func (s *suspect) declare() *amqp.Channel {
+	s.Helper()
+	ch := s.channel()
+	_, err := ch.QueueDeclare("opscore.orders", true, false, false, false,
+		amqp.Table{"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "opscore-dead"})
+	if err != nil {
+		s.Fatal(err)
+	}
+	return ch
+}
+
+func (s *suspect) publish(ch *amqp.Channel, n int) {
+	s.Helper()
+	if err := ch.Confirm(false); err != nil {
+		s.Fatal(err)
+	}
+	for i := range n {
+		c, err := ch.PublishWithDeferredConfirmWithContext(s.Context(), "", "opscore.orders", true, false, amqp.Publishing{MessageId: fmt.Sprint(i), Body: []byte("x")})
+		if err != nil {
+			s.Fatal(err)
+		}
+		c.Wait()
+	}
+}
+
+// drop deletes the queue of the tickets, with whatever uses it.
+func (s *suspect) drop() {
+	s.Helper()
+	if _, err := s.channel().QueueDelete("opscore.orders", false, false, false); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// TestAnInquiryFindsWhatIsTheMatter injects one thing after the other into one broker, and looks for it in the facts.
+func TestAnInquiryFindsWhatIsTheMatter(t *testing.T) {
+	s := newSuspect(t, nodes.OwnManagedRabbitMQ(t))
+	for _, c := range []struct {
+		name string
+		do   func(*testing.T, *suspect)
+	}{
+		{"a queue is missing", missingQueue},
+		{"nothing is moved and nothing is left behind", nothingMoves},
+		{"other arguments", otherArguments},
+		{"a queue is purged", purgedQueue},
+		{"policies", policies},
+		{"the user, the virtual host and the port", refusals},
+		{"permissions", permissions},
+		{"consumers that are not ours", strangers},
+		{"workers of two databases", workers},
+		{"alarms", alarms},
+		{"only what the management API is asked for fails", noManagement},
+		{"what is adopted", adopted},
+		{"its state is lost", lostState},
+		{"it is frozen", frozen},
+		{"it is down", down},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inner := *s
+			inner.rig = &rig{TB: t, url: s.url, at: s.at, store: s.store, client: s.client, log: s.log, changed: make(chan struct{})}
+			c.do(t, &inner)
+		})
+	}
+}
+
+func missingQueue(t *testing.T, s *suspect) {
+	b := s.ask()
+	want := opscore.Endpoint{Kind: "rabbitmq", Address: s.node.Addr(), Name: "app", Instance: strings.Trim(s.eval(`binary_to_list(rabbit_nodes:cluster_name())`), `"`)}
+	if b.Reached != opscore.BrokerOpen || b.Err != "" || b.Endpoint != want || b.User != "app" || !b.Managed {
+		t.Errorf("the facts are %+v, want an open connection to %+v", b, want)
+	}
+	if q := s.queue(); q.Exists || q.Err != "" || len(q.Refused) > 0 {
+		t.Errorf("the queue is %+v, want that it does not exist", q)
+	}
+}
+
+func nothingMoves(t *testing.T, s *suspect) {
+	ch := s.declare()
+	s.publish(ch, 3)
+	before := s.contents()
+	for range 3 {
+		q := s.queue()
+		if !q.Exists || q.Err != "" || q.Mismatch != "" || len(q.Refused) > 0 || q.Messages != 3 || q.Consumers != 0 {
+			t.Errorf("the queue is %+v, want 3 messages and nothing wrong", q)
+		}
+	}
+	if after := s.contents(); after != before {
+		t.Errorf("the queues are\n%s\nbefore they were\n%s", after, before)
+	}
+	for i := range 3 {
+		if m, ok, err := ch.Get("opscore.orders", true); err != nil || !ok || m.Redelivered || m.MessageId != fmt.Sprint(i) {
+			t.Errorf("message %d is %v, %+v, %v; want it as it was published", i, ok, m, err)
+		}
+	}
+	s.until("our connections are closed", func() bool {
+		return !strings.Contains(s.eval(`[rabbit_networking:connection_info(P, [client_properties]) || P <- rabbit_networking:connections()]`), "opscore explain")
+	})
+	s.drop()
+}
+
+func otherArguments(t *testing.T, s *suspect) {
+	_, err := s.channel().QueueDeclare("opscore.orders", true, false, false, false, amqp.Table{
+		"x-max-priority": int32(10), "x-queue-type": "classic", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "opscore-dead",
+	})
+	check(t, err)
+	q := s.queue(func(q *rabbitmq.Inquiry) { q.Options.Classic = true })
+	if want := "406 PRECONDITION_FAILED - inequivalent arg 'x-max-priority' for queue 'opscore.orders' in vhost 'app': received none but current is the value '10' of type 'signedint'"; q.Mismatch != want {
+		t.Errorf("mismatch %q, want %q", q.Mismatch, want)
+	}
+	if q := s.queue(); !strings.Contains(q.Mismatch, "x-queue-type") && !strings.Contains(q.Mismatch, "x-max-priority") || !q.Exists {
+		t.Errorf("the queue is %+v, want that it is another one", q)
+	}
+	s.drop()
+}
+
+func purgedQueue(t *testing.T, s *suspect) {
+	ch := s.declare()
+	s.publish(ch, 5)
+	if q := s.queue(); q.Messages != 5 {
+		t.Errorf("there are %d messages, want 5", q.Messages)
+	}
+	_, err := ch.QueuePurge("opscore.orders", false)
+	check(t, err)
+	if q := s.queue(); q.Messages != 0 || !q.Exists {
+		t.Errorf("there are %d messages after a purge, want 0", q.Messages)
+	}
+	s.drop()
+}
+
+func policies(t *testing.T, s *suspect) {
+	ch := s.declare()
+	s.publish(ch, 5)
+	for key, value := range map[string]int{"max-length": 3, "message-ttl": 500} {
+		s.eval(`rabbit_policy:set(<<"app">>, <<"short">>, <<"^opscore">>, [{<<"%s">>, %d}], 0, <<"queues">>, <<"t">>)`, key, value)
+		var q opscore.BrokerQueue
+		s.until("policy "+key+" is seen", func() bool {
+			q = s.queue()
+			return q.Policy != nil && q.Policy.Definition[key] != nil
+		})
+		if q.Policy.Name != "short" || fmt.Sprint(q.Policy.Definition) != fmt.Sprintf("map[%s:%d]", key, value) || key == "max-length" && q.Messages != 3 {
+			t.Errorf("%s: %+v, policy %+v", key, q, q.Policy)
+		}
+	}
+	s.eval(`rabbit_policy:delete(<<"app">>, <<"short">>, <<"t">>)`)
+	s.drop()
+}
+
+func refusals(t *testing.T, s *suspect) {
+	at := func(url string) func(*rabbitmq.Inquiry) {
+		return func(q *rabbitmq.Inquiry) { q.URLs, q.Management = url, "" }
+	}
+	s.eval(`ok = rabbit_vhost:add(<<"other">>, <<"t">>)`)
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	check(t, err)
+	go func() {
+		for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+			_, _ = conn.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
+			_ = conn.Close()
+		}
+	}()
+	defer l.Close()
+	for _, c := range []struct {
+		url     string
+		reached opscore.BrokerStep
+		says    string
+	}{
+		{strings.Replace(s.at, canary, canary+"x", 1), opscore.BrokerHandshake, "403 ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN. For details see the broker logfile. (user app)"},
+		{s.as("nobody", "app"), opscore.BrokerHandshake, "(user nobody)"},
+		{s.as("app", "missing"), opscore.BrokerLogin, "530 NOT_ALLOWED - vhost missing not found"},
+		{s.as("app", "other"), opscore.BrokerLogin, "530 NOT_ALLOWED - access to vhost 'other' refused for user 'app'"},
+		{"amqp://app:" + canary + "@127.0.0.1:1/app", opscore.BrokerNone, "connection refused"},
+		{"amqp://app:" + canary + "@" + l.Addr().String() + "/app", opscore.BrokerTLS, ""},
+		{strings.Replace(s.at, "amqp:", "amqps:", 1), opscore.BrokerTCP, "tls"},
+		{"amqp://app:" + canary + "@127.0.0.1:1/app," + s.at, opscore.BrokerOpen, ""},
+	} {
+		b := s.ask(at(c.url))
+		if b.Reached != c.reached || !strings.Contains(b.Err, c.says) || (b.Err == "") != (c.reached == opscore.BrokerOpen) {
+			t.Errorf("%s: reached %s, %q; want %s, %q", c.url, b.Reached, b.Err, c.reached, c.says)
+		}
+	}
+}
+
+func permissions(t *testing.T, s *suspect) {
+	ch := s.declare()
+	s.publish(ch, 1)
+	for _, c := range []struct {
+		configure, write, read string
+		refused                []string
+	}{
+		{".*", ".*", ".*", nil},
+		{"^$", "amq.default", "^opscore[.]", nil},
+		{".*", ".*", "^$", []string{"read: 403 ACCESS_REFUSED - access to queue 'opscore.orders' in vhost 'app' refused for user 'app'"}},
+		{".*", "^opscore[.]", ".*", []string{"write: 403 ACCESS_REFUSED - access to exchange 'amq.default' in vhost 'app' refused for user 'app'"}},
+		{"^$", "^$", "^$", []string{"read: 403", "write: 403"}},
+	} {
+		s.permit(c.configure, c.write, c.read)
+		q := s.queue()
+		same := slices.EqualFunc(q.Refused, c.refused, strings.HasPrefix)
+		if !same || !q.Exists || q.Messages != 1 || (q.Unchecked == "") != (c.configure == ".*") {
+			t.Errorf("who may configure %q, write %q, read %q: %+v", c.configure, c.write, c.read, q)
+		}
+	}
+	s.permit(".*", ".*", ".*")
+	s.drop()
+}
+
+func strangers(t *testing.T, s *suspect) {
+	ch := s.declare()
+	check(t, ch.Qos(50, 0, false))
+	hoarder, err := ch.Consume("opscore.orders", "the-hoarder", false, false, false, false, nil)
+	check(t, err)
+	s.publish(ch, 7)
+	for range 7 {
+		<-hoarder
+	}
+	thief := s.channel()
+	_, err = thief.Consume("opscore.orders", "the-thief", true, false, false, false, nil)
+	check(t, err)
+	var q opscore.BrokerQueue
+	s.until("the statistics have it", func() bool {
+		q = s.queue()
+		return q.Unacked == 7 && len(q.Consuming) == 2 && q.Consuming[0].Unacked+q.Consuming[1].Unacked == 7
+	})
+	if q.Consumers != 2 || q.Messages != 0 {
+		t.Errorf("the queue is %+v", q)
+	}
+	for _, c := range q.Consuming {
+		hoards := c.Tag == "the-hoarder"
+		if c.AutoAck == hoards || hoards && (c.Prefetch != 50 || c.Unacked != 7) || !strings.HasPrefix(c.Peer, "127.0.0.1:") ||
+			!strings.HasPrefix(c.Conn, c.Peer+" -> ") || c.User != "app" || c.Worker != (opscore.ID{}) || c.PID != 0 {
+			t.Errorf("a consumer is %+v", c)
+		}
+	}
+	s.drop()
+	s.declare()
+	if q := s.queue(); len(q.Consuming) != 0 {
+		t.Errorf("the consumers of a new queue are %+v", q.Consuming)
+	}
+}
+
+func workers(t *testing.T, s *suspect) {
+	theirs := foreign(t, s.at)
+	for _, r := range []*rig{s.rig, theirs} {
+		b := r.broker(rabbitmq.Options{Build: "v" + r.url[len(r.url)-3:]})
+		r.work(b, &opscore.Worker{Slots: 2})
+	}
+	ours, err := s.store.Workers(t.Context(), 0)
+	check(t, err)
+	var q opscore.BrokerQueue
+	s.until("both are listed", func() bool {
+		f := s.gather(&opscore.Facts{Workers: ours})
+		q = f.Broker.Queues[0]
+		return len(q.Consuming) == 2 && q.Consuming[0].PID > 0 && q.Consuming[1].PID > 0
+	})
+	for _, r := range []*rig{s.rig, theirs} {
+		all, err := r.store.Workers(t.Context(), 0)
+		check(t, err)
+		d, err := r.store.Deployment(t.Context())
+		check(t, err)
+		w := all[len(all)-1]
+		if !slices.ContainsFunc(q.Consuming, func(c opscore.Consumer) bool {
+			return c.Worker == w.ID && c.Instance == d.Instance.String() && c.PID == w.PID && c.Host == w.Host && c.Build == "v"+r.url[len(r.url)-3:]
+		}) {
+			t.Errorf("the consumers are %+v, want worker %s of %s", q.Consuming, w.ID, d.Instance)
+		}
+	}
+	if q.Consuming[0].Instance == q.Consuming[1].Instance {
+		t.Errorf("both work for %s", q.Consuming[0].Instance)
+	}
+}
+
+func alarms(t *testing.T, s *suspect) {
+	ch := s.declare()
+	s.publish(ch, 2)
+	before := s.contents()
+	for _, c := range []struct{ set, end, blocked, alarm string }{
+		{`vm_memory_monitor:set_vm_memory_high_watermark(0.0000001)`, `vm_memory_monitor:set_vm_memory_high_watermark(0.6)`, "low on memory", "memory alarm on "},
+		{`rabbit_disk_monitor:set_disk_free_limit("5000GB")`, `rabbit_disk_monitor:set_disk_free_limit("1MB")`, "low on disk", "disk space alarm on "},
+	} {
+		s.eval("%s", c.set)
+		var b *opscore.BrokerFacts
+		s.until("the alarm is in effect", func() bool {
+			b = s.ask()
+			return len(b.Alarms) > 0
+		})
+		if b.Blocked != c.blocked || !strings.HasPrefix(b.Alarms[0], c.alarm+s.node.Name()) || len(b.Queues) != 1 || b.Queues[0].Messages != 2 {
+			t.Errorf("the facts are %+v, want %q and %q", b, c.blocked, c.alarm)
+		}
+		s.until("the numbers are known as well", func() bool { return strings.Contains(s.ask().Alarms[0], "the limit is") })
+		s.eval("%s", c.end)
+		s.until("the alarm is over", func() bool { b := s.ask(); return b.Blocked == "" && len(b.Alarms) == 0 })
+	}
+	s.until("nothing has changed", func() bool { return s.contents() == before })
+	s.drop()
+}
+
+func noManagement(t *testing.T, s *suspect) {
+	ch := s.declare()
+	s.publish(ch, 2)
+	silent, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	check(t, err)
+	defer silent.Close()
+	for at, says := range map[string]string{
+		"":                                 "",
+		"http://127.0.0.1:1":               "connection refused",
+		"http://" + s.node.Addr():          "",
+		"http://" + silent.Addr().String(): "no answer in time",
+		strings.Replace(s.node.Management(), "://", "://app:"+canary+"x@", 1): "401 Unauthorized",
+	} {
+		f := s.gather(&opscore.Facts{}, func(q *rabbitmq.Inquiry) { q.Management = at })
+		if b := f.Broker; b.Reached != opscore.BrokerOpen || b.Managed || len(b.Queues) != 1 || b.Queues[0].Messages != 2 {
+			t.Errorf("%s: the facts are %+v", at, b)
+		}
+		if last := f.Sources[len(f.Sources)-1]; at != "" && (last.Err == "" || !strings.Contains(last.Err, says)) || f.Sources[0].Err != "" {
+			t.Errorf("%s: the sources are %+v, want %q", at, f.Sources, says)
+		}
+	}
+	s.drop()
+}
+
+func adopted(t *testing.T, s *suspect) {
+	ch := s.channel()
+	_, err := ch.QueueDeclare("mail", true, false, false, false, amqp.Table{"x-max-priority": int32(3)})
+	check(t, err)
+	f := s.gather(&opscore.Facts{Task: &opscore.Task{Queue: "mail"}}, func(q *rabbitmq.Inquiry) {
+		q.Queues = nil
+		q.Adopted = map[string][]rabbitmq.Declaration{"mail": {{Name: "mail", Args: amqp.Table{"x-message-ttl": int64(5)}}, {Name: "mail.DQ", Args: amqp.Table{}}}, "more": {{Name: "more"}}}
+	})
+	q := f.Broker.Queues
+	if len(q) != 3 || q[0].Name != "opscore.mail" || q[1].Name != "mail" || q[1].Queue != "mail" || !q[1].Exists || !strings.Contains(q[1].Mismatch, "x-m") || q[2].Exists {
+		t.Errorf("the queues are %+v", q)
+	}
+	_, err = ch.QueueDelete("mail", false, false, false)
+	check(t, err)
+}
+
+func lostState(t *testing.T, s *suspect) {
+	stop := s.keep(s.broker(rabbitmq.Options{}))
+	var before opscore.Deployment
+	s.until("the epoch is known", func() bool {
+		var err error
+		before, err = s.store.Deployment(t.Context())
+		check(t, err)
+		return before.Epoch != opscore.ID{}
+	})
+	if b := s.ask(); b.Epoch != before.Epoch || b.Expected != before.Epoch {
+		t.Errorf("epoch %s, expected %s, want %s", b.Epoch, b.Expected, before.Epoch)
+	}
+	stop()
+	s.at = s.as("app", "lonely")
+	s.eval(`ok = rabbit_vhost:add(<<"lonely">>, <<"t">>), ok = rabbit_auth_backend_internal:set_permissions(<<"app">>, <<"lonely">>, <<".*">>, <<".*">>, <<".*">>, <<"t">>)`)
+	if b := s.ask(); b.Epoch != (opscore.ID{}) || b.Expected != before.Epoch {
+		t.Errorf("epoch %s, expected %s, want none and %s", b.Epoch, b.Expected, before.Epoch)
+	}
+	if b := s.ask(func(q *rabbitmq.Inquiry) {
+		q.Deployment = func(context.Context) (opscore.Deployment, error) {
+			return opscore.Deployment{}, errors.New("the database is down")
+		}
+	}); b.Reached != opscore.BrokerOpen || b.Expected != (opscore.ID{}) {
+		t.Errorf("without a database the facts are %+v", b)
+	}
+}
+
+func frozen(t *testing.T, s *suspect) {
+	check(t, s.node.Pause())
+	b := s.ask()
+	check(t, s.node.Continue())
+	if b.Reached != opscore.BrokerTLS || b.Err != "no answer in time" {
+		t.Errorf("reached %s, %q; want that it does not answer", b.Reached, b.Err)
+	}
+}
+
+func down(t *testing.T, s *suspect) {
+	check(t, s.node.Stop())
+	f := s.gather(&opscore.Facts{})
+	if b := f.Broker; b.Reached != opscore.BrokerNone || !strings.Contains(b.Err, "connection refused") || f.Sources[0].Err != b.Err || f.Sources[1].Err == "" {
+		t.Errorf("the facts are %+v, the sources %+v", b, f.Sources)
+	}
+}
+
+func TestTheURLOfAManagementAPIIsChecked(t *testing.T) {
+	for text, shown := range map[string]string{
+		"http://mq:15672":                    "http://mq:15672",
+		"https://app:" + canary + "@mq/path": "https://app@mq/path",
+		"amqp://app:" + canary + "@mq":       "",
+		"http://app:" + canary + "/@mq":      "",
+		"http://mq?password=" + canary:       "",
+		"mq:15672":                           "",
+	} {
+		err := rabbitmq.ValidManagementURL(text)
+		if got := rabbitmq.RedactedManagement(text); shown != "" && (err != nil || got != shown) || shown == "" && (err == nil || got != "…" || strings.Contains(err.Error(), canary)) {
+			t.Errorf("%s: %v, shown as %s", text, err, got)
+		}
+	}
+}
