@@ -92,6 +92,8 @@ type member struct {
 	cmd  *exec.Cmd
 	said said
 	info opscore.WorkerInfo
+
+	ready string // the ready file
 }
 
 // hire starts a worker and returns when it is ready.
@@ -101,7 +103,7 @@ func (f *fleet) hire(args ...string) *member {
 	defer f.stopping.RUnlock()
 	log, stderr := newSaid(f.T)
 	ready := filepath.Join(f.TempDir(), "ready")
-	m := &member{fleet: f, said: log, cmd: opscoreCommand(f.T, append([]string{"worker", "--ready-file", ready}, args...)...)}
+	m := &member{fleet: f, said: log, ready: ready, cmd: opscoreCommand(f.T, append([]string{"worker", "--ready-file", ready}, args...)...)}
 	m.cmd.Dir, m.cmd.Stderr = f.dir, stderr
 	m.cmd.Env = append(m.cmd.Env, f.env...)
 	if err := m.cmd.Start(); err != nil {
@@ -288,6 +290,40 @@ func TestAWorkerThatWasStoppedForLongerThanItsLeaseChangesNoOutcome(t *testing.T
 			t.Error("they were no zombies")
 		}
 	})
+}
+
+func TestTheReadyFileOfAWorkerThatLostItsLeaseHasItsNewID(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "embedded")
+	other := f.hire()
+	zombie := f.hire("--lease", "1s")
+	zombie.stop()
+	registered := func() map[opscore.ID]opscore.WorkerState {
+		workers, err := f.store.Workers(t.Context(), opscore.Forever)
+		if err != nil {
+			t.Fatal(err)
+		}
+		states := map[opscore.ID]opscore.WorkerState{}
+		for _, w := range workers {
+			states[w.ID] = w.State
+		}
+		return states
+	}
+	eventuallyTrue(t, "the end of the lease", func() bool { return registered()[zombie.info.ID] == opscore.WorkerGone })
+	zombie.signal(syscall.SIGCONT)
+	var after readyDoc
+	eventuallyTrue(t, "another id in the ready file", func() bool {
+		text, err := os.ReadFile(zombie.ready)
+		return err == nil && json.Unmarshal(text, &after) == nil && after.ID != zombie.info.ID
+	})
+	if registered()[after.ID] != opscore.WorkerReady || after.PID != zombie.info.PID {
+		t.Errorf("the ready file has %+v", after)
+	}
+	zombie.retire()
+	if _, err := os.Stat(zombie.ready); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the ready file after the end: %v", err)
+	}
+	other.retire()
 }
 
 // revive stops a worker in the middle of a task, lets another one run the task, and lets the first go on at some moment. It reports whether

@@ -213,8 +213,8 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	worker := &opscore.Worker{
 		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.workQueues(h), Slots: affordable(s.conf.slots, log), Drain: s.conf.drain, Grace: s.conf.grace,
 		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(), Lease: s.conf.lease, Origins: s.conf.origins(), OnEvent: tell.observe, OnReport: tell.out.tell,
-		OnReady: func(info opscore.WorkerInfo) {
-			if failed = tell.ready(info); failed != nil {
+		OnReady: func(opscore.WorkerInfo) {
+			if failed = tell.announce(); failed != nil {
 				cancel(failed)
 				return
 			}
