@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -324,6 +325,59 @@ func TestTheReadyFileOfAWorkerThatLostItsLeaseHasItsNewID(t *testing.T) {
 		t.Errorf("the ready file after the end: %v", err)
 	}
 	other.retire()
+}
+
+// muteDatabase is the URL of one that accepts connections and does not answer, and a channel that has a value for each of them.
+func muteDatabase(t *testing.T) (url string, met <-chan struct{}) {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan struct{}, 100)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- struct{}{}
+			defer c.Close()
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		serving.Wait()
+	})
+	return "postgres://app@" + l.Addr().String() + "/app?sslmode=disable", accepted
+}
+
+func TestAWorkerStopsThoughItsDatabaseDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	url, met := muteDatabase(t)
+	cmd := opscoreCommand(t, "dev", "--database", url)
+	log, stderr := newSaid(t)
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-met
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, log.match(t, "(?s).*"))
+	}
+}
+
+func TestADatabaseThatDoesNotAnswerIsNotWaitedForForEver(t *testing.T) {
+	t.Parallel()
+	url, _ := muteDatabase(t)
+	out, err := opscoreCommand(t, "dev", "--database", url+"&connect_timeout=1").CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != exitFailed || !strings.Contains(string(out), "opscore: connect to 127.0.0.1:") {
+		t.Errorf("it ended with %v: %s", err, out)
+	}
 }
 
 // revive stops a worker in the middle of a task, lets another one run the task, and lets the first go on at some moment. It reports whether

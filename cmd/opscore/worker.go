@@ -168,7 +168,10 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 	watch.Go(func() { tell.watch(watching, conf.listen) })
 	defer watch.Wait()
 	defer watched()
-	s, err := a.open(cmd, conf, created)
+	s, err := a.open(ctx, cmd, conf, created)
+	if ctx.Err() != nil && err != nil {
+		return nil // stopped while its database did not answer
+	}
 	if err != nil {
 		return err
 	}
