@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -330,6 +331,18 @@ func TestTheReadyFileOfAWorkerThatLostItsLeaseHasItsNewID(t *testing.T) {
 // muteDatabase is the URL of one that accepts connections and does not answer, and a channel that has a value for each of them.
 func muteDatabase(t *testing.T) (url string, met <-chan struct{}) {
 	t.Helper()
+	var held []net.Conn
+	t.Cleanup(func() {
+		for _, c := range held {
+			_ = c.Close()
+		}
+	})
+	return fakeDatabase(t, func(c net.Conn) { held = append(held, c) })
+}
+
+// fakeDatabase does something with each connection.
+func fakeDatabase(t *testing.T, serve func(net.Conn)) (url string, met <-chan struct{}) {
+	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -342,8 +355,8 @@ func muteDatabase(t *testing.T) (url string, met <-chan struct{}) {
 			if err != nil {
 				return
 			}
+			serve(c)
 			accepted <- struct{}{}
-			defer c.Close()
 		}
 	})
 	t.Cleanup(func() {
@@ -379,6 +392,30 @@ func TestADatabaseThatDoesNotAnswerIsNotWaitedForForEver(t *testing.T) {
 		t.Errorf("it ended with %v: %s", err, out)
 	}
 }
+
+func TestWhoWaitsForAWorkerWaitsForTheDatabaseUntilTheTimeout(t *testing.T) {
+	t.Parallel()
+	mute, _ := muteDatabase(t)
+	closing, met := fakeDatabase(t, func(c net.Conn) { _ = c.Close() })
+	for url, want := range map[string]string{
+		mute:    `^opscore: after 1s postgres://app@127.0.0.1:\d+/app has not answered\n$`,
+		closing: `^opscore: after 1s: connect to 127.0.0.1:\d+, database app: .*\n$`,
+	} {
+		began := time.Now()
+		out, err := opscoreCommand(t, "worker", "wait", "--timeout", "1s", "--database", url).CombinedOutput()
+		took := time.Since(began)
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		if !ok || exit.ExitCode() != exitFailed || !regexp.MustCompile(want).Match(out) || took < time.Second || took > connectSoon {
+			t.Errorf("after %s it ended with %v: %s", took, err, out)
+		}
+	}
+	if len(met) < 2 {
+		t.Errorf("it tried %d times", len(met))
+	}
+}
+
+// connectSoon is well below the time after which a connection is given up anyhow.
+const connectSoon = 10 * time.Second
 
 // revive stops a worker in the middle of a task, lets another one run the task, and lets the first go on at some moment. It reports whether
 // the first told of an outcome then.
