@@ -44,7 +44,7 @@ type Worker struct {
 	Origins   map[string]string // who said what it is connected to, by the kind of [Endpoint]; the registry shows it
 	Log       *slog.Logger      // nil means [slog.Default]
 	OnEvent   func(Event)
-	OnReady   func(WorkerInfo) // called once the worker is registered, its store answers and it takes tasks
+	OnReady   func(WorkerInfo) // called once, when the worker is registered, its store answers and it takes tasks; an [EventWorker] tells of a new id after that
 	OnReport  func(*Report)    // completes what the worker says of itself, at least at each heartbeat
 
 	crew atomic.Pointer[crew] // that works, or worked last

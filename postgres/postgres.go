@@ -91,6 +91,9 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	return s, nil
 }
 
+// connectTimeout is how long a server is waited for that accepts the connection and says nothing, unless the URL or PGCONNECT_TIMEOUT says otherwise.
+const connectTimeout = 15 * time.Second
+
 func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	schema, err := o.schema()
 	if err != nil {
@@ -139,6 +142,7 @@ func parseConfig(url string) (*pgxpool.Config, error) {
 	if err := refuseMode(config.ConnConfig.DefaultQueryExecMode); err != nil {
 		return nil, err
 	}
+	config.ConnConfig.ConnectTimeout = cmp.Or(config.ConnConfig.ConnectTimeout, connectTimeout)
 	return config, nil
 }
 

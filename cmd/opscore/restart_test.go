@@ -7,9 +7,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -92,6 +94,8 @@ type member struct {
 	cmd  *exec.Cmd
 	said said
 	info opscore.WorkerInfo
+
+	ready string // the ready file
 }
 
 // hire starts a worker and returns when it is ready.
@@ -101,7 +105,7 @@ func (f *fleet) hire(args ...string) *member {
 	defer f.stopping.RUnlock()
 	log, stderr := newSaid(f.T)
 	ready := filepath.Join(f.TempDir(), "ready")
-	m := &member{fleet: f, said: log, cmd: opscoreCommand(f.T, append([]string{"worker", "--ready-file", ready}, args...)...)}
+	m := &member{fleet: f, said: log, ready: ready, cmd: opscoreCommand(f.T, append([]string{"worker", "--ready-file", ready}, args...)...)}
 	m.cmd.Dir, m.cmd.Stderr = f.dir, stderr
 	m.cmd.Env = append(m.cmd.Env, f.env...)
 	if err := m.cmd.Start(); err != nil {
@@ -289,6 +293,129 @@ func TestAWorkerThatWasStoppedForLongerThanItsLeaseChangesNoOutcome(t *testing.T
 		}
 	})
 }
+
+func TestTheReadyFileOfAWorkerThatLostItsLeaseHasItsNewID(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "embedded")
+	other := f.hire()
+	zombie := f.hire("--lease", "1s")
+	zombie.stop()
+	registered := func() map[opscore.ID]opscore.WorkerState {
+		workers, err := f.store.Workers(t.Context(), opscore.Forever)
+		if err != nil {
+			t.Fatal(err)
+		}
+		states := map[opscore.ID]opscore.WorkerState{}
+		for _, w := range workers {
+			states[w.ID] = w.State
+		}
+		return states
+	}
+	eventuallyTrue(t, "the end of the lease", func() bool { return registered()[zombie.info.ID] == opscore.WorkerGone })
+	zombie.signal(syscall.SIGCONT)
+	var after readyDoc
+	eventuallyTrue(t, "another id in the ready file", func() bool {
+		text, err := os.ReadFile(zombie.ready)
+		return err == nil && json.Unmarshal(text, &after) == nil && after.ID != zombie.info.ID
+	})
+	if registered()[after.ID] != opscore.WorkerReady || after.PID != zombie.info.PID {
+		t.Errorf("the ready file has %+v", after)
+	}
+	zombie.retire()
+	if _, err := os.Stat(zombie.ready); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the ready file after the end: %v", err)
+	}
+	other.retire()
+}
+
+// muteDatabase is the URL of one that accepts connections and does not answer, and a channel that has a value for each of them.
+func muteDatabase(t *testing.T) (url string, met <-chan struct{}) {
+	t.Helper()
+	var held []net.Conn
+	t.Cleanup(func() {
+		for _, c := range held {
+			_ = c.Close()
+		}
+	})
+	return fakeDatabase(t, func(c net.Conn) { held = append(held, c) })
+}
+
+// fakeDatabase does something with each connection.
+func fakeDatabase(t *testing.T, serve func(net.Conn)) (url string, met <-chan struct{}) {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan struct{}, 100)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serve(c)
+			accepted <- struct{}{}
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		serving.Wait()
+	})
+	return "postgres://app@" + l.Addr().String() + "/app?sslmode=disable", accepted
+}
+
+func TestAWorkerStopsThoughItsDatabaseDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	url, met := muteDatabase(t)
+	cmd := opscoreCommand(t, "dev", "--database", url)
+	log, stderr := newSaid(t)
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-met
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, log.match(t, "(?s).*"))
+	}
+}
+
+func TestADatabaseThatDoesNotAnswerIsNotWaitedForForEver(t *testing.T) {
+	t.Parallel()
+	url, _ := muteDatabase(t)
+	out, err := opscoreCommand(t, "dev", "--database", url+"&connect_timeout=1").CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != exitFailed || !strings.Contains(string(out), "opscore: connect to 127.0.0.1:") {
+		t.Errorf("it ended with %v: %s", err, out)
+	}
+}
+
+func TestWhoWaitsForAWorkerWaitsForTheDatabaseUntilTheTimeout(t *testing.T) {
+	t.Parallel()
+	mute, _ := muteDatabase(t)
+	closing, met := fakeDatabase(t, func(c net.Conn) { _ = c.Close() })
+	for url, want := range map[string]string{
+		mute:    `^opscore: after 1s postgres://app@127.0.0.1:\d+/app has not answered\n$`,
+		closing: `^opscore: after 1s: connect to 127.0.0.1:\d+, database app: .*\n$`,
+	} {
+		began := time.Now()
+		out, err := opscoreCommand(t, "worker", "wait", "--timeout", "1s", "--database", url).CombinedOutput()
+		took := time.Since(began)
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		if !ok || exit.ExitCode() != exitFailed || !regexp.MustCompile(want).Match(out) || took < time.Second || took > connectSoon {
+			t.Errorf("after %s it ended with %v: %s", took, err, out)
+		}
+	}
+	if len(met) < 2 {
+		t.Errorf("it tried %d times", len(met))
+	}
+}
+
+// connectSoon is well below the time after which a connection is given up anyhow.
+const connectSoon = 10 * time.Second
 
 // revive stops a worker in the middle of a task, lets another one run the task, and lets the first go on at some moment. It reports whether
 // the first told of an outcome then.
