@@ -22,8 +22,8 @@ import (
 // Store is a [opscore.Store] in one schema of a PostgreSQL database. Any number of processes may share it.
 type Store struct {
 	schema   string
-	pool     *pgxpool.Pool
-	beats    *pgxpool.Pool // one connection for heartbeats: a busy pool must not cost the lease
+	pool     *pool
+	beats    *pool // one connection for heartbeats: a busy pool must not cost the lease
 	wake     waker
 	lanes    lanes
 	outgoing outgoing
@@ -31,6 +31,7 @@ type Store struct {
 	full     fullness
 	usage    *usage // of the pool
 	log      *slog.Logger
+	end      context.CancelFunc // ends what is under way
 
 	maxOrphans int
 
@@ -111,15 +112,19 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 		outgoing: outgoing{cursors: map[lane]cursor{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger(),
 		maxOrphans: cmp.Or(o.MaxOrphans, opscore.MaxOrphans), usage: newUsage(),
 	}
+	over, end := context.WithCancel(context.WithoutCancel(ctx))
+	s.end = end
 	config.AfterConnect = s.connected
 	s.wake.init()
 	single := config.Copy()
 	single.MaxConns, single.MinConns = 1, 0
 	s.usage.attach(config)
-	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+	if s.pool, err = newPool(ctx, config, over); err != nil {
+		end()
 		return nil, unavailable("connect", err)
 	}
-	if s.beats, err = pgxpool.NewWithConfig(ctx, single); err != nil {
+	if s.beats, err = newPool(ctx, single, over); err != nil {
+		end()
 		s.pool.Close()
 		return nil, unavailable("connect", err)
 	}
@@ -190,15 +195,25 @@ func address(c *pgx.ConnConfig) string {
 	return fmt.Sprintf("%s:%d, database %s", c.Host, c.Port, c.Database)
 }
 
-// Close ends the connections. Workers, keepers and clients of the store must have stopped.
+// Close ends the connections. Workers, keepers and clients of the store must have stopped: what is under way ends with an error, and a
+// connection that somebody does not give back, such as a handler that ignores its cancelled context, is not waited for for long.
 func (s *Store) Close() {
+	s.end()
 	s.wake.close()
-	s.beats.Close()
-	s.pool.Close()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		s.beats.Close()
+		s.pool.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(2 * closeFor):
+	}
 }
 
 // Pool returns the connections, for the caller's own transactions.
-func (s *Store) Pool() *pgxpool.Pool { return s.pool }
+func (s *Store) Pool() *pgxpool.Pool { return s.pool.Pool }
 
 // sql puts the schema's name into a statement, which says opscore.
 func (s *Store) sql(text string) string {

@@ -137,7 +137,7 @@ func (s *Store) claim(ctx context.Context, want *opscore.Claim, text string, arg
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opscore.HeartbeatEvery)
+	ctx, cancel := within(context.WithoutCancel(ctx), opscore.HeartbeatEvery)
 	defer cancel()
 	err = s.steered(ctx, s.pool, func(rows pgx.Rows) error {
 		if tasks == nil {
@@ -171,6 +171,8 @@ func scanClaimed(rows pgx.Rows, t *opscore.Task) error {
 
 // Finish implements [opscore.Runs].
 func (s *Store) Finish(ctx context.Context, outcomes []opscore.Outcome) ([]opscore.Recorded, error) {
+	ctx, cancel := within(ctx, recordFor)
+	defer cancel()
 	recorded, wrote := make([]opscore.Recorded, len(outcomes)), make([]bool, len(outcomes))
 	rest, err := s.completePlain(ctx, outcomes, recorded, wrote)
 	if err == nil && len(rest) > 0 {
