@@ -66,10 +66,10 @@ func (a *app) workerCommand() *cobra.Command {
 		Example: `  opscore worker
   opscore worker --queues images,mail --slots 8 --ready-file /run/opscore/ready`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return unknownCommand(cmd, args[0])
+			if err := strayParent(cmd, args); err != nil || len(args) == 0 {
+				return err
 			}
-			return nil
+			return unknownCommand(cmd, args[0])
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.work(cmd, o, func(*config, opscore.Handlers) {})
@@ -101,7 +101,7 @@ func (a *app) devCommand() *cobra.Command {
 		Example: `  opscore dev
   opscore submit --wait sleep '{"seconds":3}'     (in another terminal)
   opscore dev --ephemeral --die-with-parent --ready-file ready.json`,
-		Args: arguments(0, 0),
+		Args: cobra.MatchAll(strayParent, arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.work(cmd, o, func(conf *config, h opscore.Handlers) {
 				registerDemos(h, nil)
