@@ -163,6 +163,8 @@ func (v *view) nobody(queue, actor string) []Cause {
 		c = because(CauseNoWorker, "no live worker is registered")
 		if queue == "" {
 			start = []Remedy{safe(command("opscore worker"))}
+		} else {
+			start = append(start, safe(command("opscore worker --queues=%s", queue)))
 		}
 	case !knows:
 		c = because(CauseActorUnknown, "no live worker knows actor %s", actor)

@@ -40,7 +40,7 @@ type (
 	plainTx   struct{ pgx.Tx }
 )
 
-func newPool(ctx context.Context, config *pgxpool.Config, over context.Context) (*pool, error) {
+func newPool(ctx, over context.Context, config *pgxpool.Config) (*pool, error) {
 	if config.PingTimeout == 0 {
 		config.PingTimeout = pingFor
 	}

@@ -119,11 +119,11 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	single := config.Copy()
 	single.MaxConns, single.MinConns = 1, 0
 	s.usage.attach(config)
-	if s.pool, err = newPool(ctx, config, over); err != nil {
+	if s.pool, err = newPool(ctx, over, config); err != nil {
 		end()
 		return nil, unavailable("connect", err)
 	}
-	if s.beats, err = newPool(ctx, single, over); err != nil {
+	if s.beats, err = newPool(ctx, over, single); err != nil {
 		end()
 		s.pool.Close()
 		return nil, unavailable("connect", err)
@@ -196,7 +196,7 @@ func address(c *pgx.ConnConfig) string {
 }
 
 // Close ends the connections. Workers, keepers and clients of the store must have stopped: what is under way ends with an error, and a
-// connection that somebody does not give back, such as a handler that ignores its cancelled context, is not waited for for long.
+// connection that somebody does not give back, such as a handler that ignores its cancelled context, is not waited for long.
 func (s *Store) Close() {
 	s.end()
 	s.wake.close()

@@ -39,7 +39,7 @@ type rig struct {
 
 	mu      sync.Mutex
 	starts  []start
-	changed chan struct{}   // closed at the next start
+	changed chan struct{} // closed at the next start
 }
 
 func newRig(t testing.TB, at string) *rig {

@@ -187,14 +187,12 @@ func (h *herald) observe(e opscore.Event) {
 	if e.Kind != opscore.EventWorker {
 		return
 	}
-	switch opscore.WorkerState(e.Code) {
-	case opscore.WorkerDraining:
+	switch state := opscore.WorkerState(e.Code); {
+	case state == opscore.WorkerDraining:
 		tellSystemd(daemon.SdNotifyStopping, h.log)
-	case opscore.WorkerReady:
-		if h.outdated(e.Worker) {
-			if err := h.announce(); err != nil {
-				h.log.Error("cannot tell the new id", "error", err)
-			}
+	case state == opscore.WorkerReady && h.outdated(e.Worker):
+		if err := h.announce(); err != nil {
+			h.log.Error("cannot tell the new id", "error", err)
 		}
 	}
 }
