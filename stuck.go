@@ -135,7 +135,7 @@ func (c *crew) releaseStuck() (names []string, released int) {
 				o = outcome(&r.task, nil, ignored, why, c.handler(r.task.Actor).retry, rand.Float64())
 			}
 		}
-		o.Log = r.run.notes.end()
+		r.freed, o.Log = true, r.run.notes.end()
 		outcomes = append(outcomes, o)
 	}
 	c.mu.Unlock()

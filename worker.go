@@ -126,6 +126,7 @@ type running struct {
 	told   time.Time    // when it was told to end before its time
 	why    error        // that it was told
 	owes   bool         // what follows from its outcome cannot be stored
+	freed  bool         // its task was released at the end of the drain
 }
 
 type ending struct {
@@ -403,9 +404,11 @@ func (c *crew) forget(ended []ending) {
 	c.mu.Lock()
 	for _, e := range ended {
 		delete(c.runs, fence{e.task.ID, e.task.ClaimSeq})
-		if e.outcome.State == Pending && e.outcome.Uncounted {
+		switch {
+		case e.freed: // it counts as released already
+		case e.outcome.State == Pending && e.outcome.Uncounted:
 			c.drained.HandedBack++
-		} else {
+		default:
 			c.drained.Finished++
 		}
 	}

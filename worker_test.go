@@ -809,3 +809,36 @@ func TestEventsTellATasksLife(t *testing.T) {
 		}
 	})
 }
+
+// freeing lets the handlers go on while a worker releases the tasks of those that did not.
+type freeing struct {
+	opscore.Store
+	release chan struct{}
+	freed   atomic.Bool
+}
+
+func (f *freeing) Finish(ctx context.Context, outcomes []opscore.Outcome) ([]opscore.Recorded, error) {
+	if !f.freed.Swap(true) {
+		close(f.release)
+		synctest.Wait()
+	}
+	return f.Store.Finish(ctx, outcomes)
+}
+
+func TestAHandlerThatReturnsWhileItsTaskIsReleasedCountsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &freeing{Store: open(t), release: make(chan struct{})}
+		stop := employ(t, &opscore.Worker{Store: store, Handlers: handlers(func(ctx context.Context, _ mail) (string, error) {
+			<-store.release
+			return "", ctx.Err()
+		})})
+		add(t, store)
+		time.Sleep(time.Second)
+		if err := stop(); !errors.Is(err, opscore.ErrHandlerStuck) {
+			t.Errorf("error = %v", err)
+		}
+		if d := registered(t, store)[0].Report.Drained; d == nil || d.Released != 1 || d.HandedBack != 0 || d.Finished != 0 {
+			t.Errorf("drained = %+v", d)
+		}
+	})
+}

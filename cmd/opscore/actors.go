@@ -32,6 +32,8 @@ type commandActor struct {
 	labels       map[string]string
 	retry        opscore.Backoff
 	family       *family
+	grace        time.Duration
+	groups       *groups
 }
 
 func (c commandActor) actor() opscore.Actor[json.RawMessage, json.RawMessage] {
@@ -58,7 +60,7 @@ func (c commandActor) command(mirror slog.Handler) (*command, error) {
 		}
 		return nil, usagef("%s: actor %s: command %q cannot be run: %s", c.where, c.name, c.argv[0], cause)
 	}
-	return &command{actor: c.name, path: path, argv: c.argv, dir: c.dir, env: c.env, mirror: mirror, family: c.family}, nil
+	return &command{actor: c.name, path: path, argv: c.argv, dir: c.dir, env: c.env, mirror: mirror, family: c.family, grace: c.grace, groups: c.groups}, nil
 }
 
 // register adds the handler of a command actor.

@@ -27,7 +27,7 @@ const (
 	maxStdout   = 1 << 20                // bytes of its result
 	maxResult   = 6*maxStdout + 2        // the same as a JSON string, where every byte may need six
 	maxLine     = 4 << 10                // bytes of a line of stderr; the rest of the line is dropped
-	killAfter   = 2 * time.Second        // between SIGTERM and SIGKILL
+	killAfter   = 2 * time.Second        // at most, between SIGTERM and SIGKILL
 	outputAfter = 250 * time.Millisecond // how long output is read on after the command and its group are gone
 
 	statusTempFail = 75 // EX_TEMPFAIL: try again
@@ -54,6 +54,53 @@ type command struct {
 	env    []string     // variables passed on besides the usual ones
 	mirror slog.Handler // a second reader of the log, or nil
 	family *family
+	grace  time.Duration // of the worker; 0 means that there is none to heed
+	groups *groups       // of the worker's commands, or nil
+}
+
+// groups are the process groups of the commands that run.
+type groups struct {
+	mu   sync.Mutex
+	live map[*process]bool
+}
+
+func (g *groups) add(p *process) {
+	if g == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.live == nil {
+		g.live = map[*process]bool{}
+	}
+	g.live[p] = true
+}
+
+// remove must be called before the program is reaped: then its id may belong to somebody else.
+func (g *groups) remove(p *process) {
+	if g == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.live, p)
+}
+
+// kill ends what the worker could not wait for: with this process only the programs themselves die, not what they have started.
+func (g *groups) kill() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for p := range g.live {
+		p.signal(syscall.SIGKILL)
+	}
+}
+
+// killAfter leaves the worker half of its grace to take note of the end.
+func (c *command) killAfter() time.Duration {
+	if c.grace == 0 {
+		return killAfter
+	}
+	return min(killAfter, c.grace/2)
 }
 
 // run is the handler. The program leads a process group of its own, which does not outlive it;
@@ -90,7 +137,7 @@ func (c *command) complete(ctx context.Context, args []byte) (p *process, state 
 		if p, err = c.start(ctx, args); err != nil {
 			return nil, nil, false, err
 		}
-		stopped = p.supervise(ctx)
+		stopped = p.supervise(ctx, c.killAfter())
 		again := !stopped && stillborn(p.cmd.Process.Pid)
 		state, err = p.reap()
 		if !again {
@@ -180,7 +227,11 @@ func (c *command) start(ctx context.Context, args []byte) (*process, error) {
 		closeFiles(ours[:])
 		return nil, err
 	}
-	p.ours, p.wait = ours[:], sync.OnceValue(func() error { return c.family.wait(p.cmd) })
+	c.groups.add(p)
+	p.ours, p.wait = ours[:], sync.OnceValue(func() error {
+		c.groups.remove(p)
+		return c.family.wait(p.cmd)
+	})
 	p.copied.Go(func() {
 		// A command need not read its args, so a broken pipe is no error.
 		_, _ = ours[0].Write(args)
@@ -210,7 +261,7 @@ func (c *command) environ(ctx context.Context) []string {
 
 // supervise returns when the program has exited, and reports whether we made it: because ctx ended or because it
 // wrote too much.
-func (p *process) supervise(ctx context.Context) (stopped bool) {
+func (p *process) supervise(ctx context.Context, patience time.Duration) (stopped bool) {
 	exited := make(chan struct{})
 	go func() {
 		awaitExit(p)
@@ -223,7 +274,7 @@ func (p *process) supervise(ctx context.Context) (stopped bool) {
 		p.signal(syscall.SIGKILL)
 	case <-ctx.Done():
 		p.signal(syscall.SIGTERM)
-		timer := time.NewTimer(killAfter)
+		timer := time.NewTimer(patience)
 		defer timer.Stop()
 		select {
 		case <-exited:

@@ -265,3 +265,39 @@ func TestAFloodOnStderrDoesNotHoldTheTask(t *testing.T) {
 		t.Errorf("the log ends with %q", last)
 	}
 }
+
+func TestNoCommandOutlivesAShortGrace(t *testing.T) {
+	t.Parallel()
+	for grace, status := range map[string]int{"1s": 0, "1ns": -1} { // -1: whatever it is, there was no time
+		t.Run(grace, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			conf, file, pidFile := filepath.Join(dir, "opscore.yaml"), filepath.Join(dir, "opscore.db"), filepath.Join(dir, "pid")
+			text := `actors: {deaf: {command: [sh, -c, "trap '' TERM; sleep 300 & echo $! > pid.new; mv pid.new pid; wait"]}}`
+			if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := opscoreCommand(t, "submit", "--config", conf, "--database", file, "deaf").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			worker := opscoreCommand(t, "worker", "--config", conf, "--database", file, "--drain", "0s", "--grace", grace)
+			worker.Stderr = t.Output()
+			if err := worker.Start(); err != nil {
+				t.Fatal(err)
+			}
+			eventuallyTrue(t, "the command", func() bool { _, err := os.Stat(pidFile); return err == nil })
+			if err := worker.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			_ = worker.Wait()
+			if got := worker.ProcessState.ExitCode(); status >= 0 && got != status {
+				t.Errorf("exit status %d, want %d", got, status)
+			}
+			pid, err := os.ReadFile(pidFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			expectDead(t, string(pid))
+		})
+	}
+}

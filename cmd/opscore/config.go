@@ -32,6 +32,7 @@ type config struct {
 	slots      int
 	drain      time.Duration
 	grace      time.Duration
+	groups     groups
 	lease      time.Duration
 	listen     string // "" for nowhere
 	token      string

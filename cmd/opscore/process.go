@@ -83,10 +83,10 @@ func strayParent(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 || !cmd.Flags().Changed(lifelineFlag) {
 		return nil
 	}
-	if given, err := parseLifeline(args[0]); err != nil || given.pid == 0 {
-		return nil
+	if given, err := parseLifeline(args[0]); err == nil && given.pid != 0 {
+		return usagef("unexpected argument %q: write --%s=%s", args[0], lifelineFlag, args[0])
 	}
-	return usagef("unexpected argument %q: write --%s=%s", args[0], lifelineFlag, args[0])
+	return nil
 }
 
 func parseLifeline(text string) (lifeline, error) {

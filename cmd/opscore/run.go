@@ -91,6 +91,7 @@ func (c *config) only(actor string, log mirror) (opscore.Handlers, error) {
 	for _, a := range c.actors {
 		if a.name == actor {
 			h := opscore.Handlers{}
+			a.grace, a.groups = c.grace, &c.groups
 			return h, a.register(h, log)
 		}
 	}
@@ -125,7 +126,11 @@ func (s *session) perform(ctx context.Context, again <-chan struct{}, sub opscor
 	forever := opscore.Retention{Default: opscore.Keep{Completed: opscore.Forever}}
 	keeper := &opscore.Keeper{Store: s.store, Retention: forever, Log: slog.New(trouble{log, slog.LevelError})}
 	worked, kept := make(chan error, 1), make(chan error, 1)
-	go func() { worked <- worker.Run(working) }()
+	go func() {
+		err := worker.Run(working)
+		s.conf.groups.kill()
+		worked <- err
+	}()
 	go func() { kept <- keeper.Run(working) }()
 	defer func() {
 		finish()

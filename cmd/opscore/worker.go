@@ -190,6 +190,7 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 func (c *config) handlers(extend func(*config, opscore.Handlers)) (opscore.Handlers, error) {
 	handlers := opscore.Handlers{}
 	for _, actor := range c.actors {
+		actor.grace, actor.groups = c.grace, &c.groups
 		if err := actor.register(handlers, nil); err != nil {
 			return nil, err
 		}
@@ -239,6 +240,7 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	})
 	defer stop()
 	err = worker.Run(ctx)
+	s.conf.groups.kill()
 	stopKeeper()
 	return errors.Join(err, failed, <-kept)
 }
