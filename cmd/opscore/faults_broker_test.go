@@ -135,9 +135,8 @@ func (s *scene) awaitNoneWaits() {
 // otherDatabase: a worker of another deployment takes tickets from the same queue.
 func otherDatabase(s *scene) want {
 	s.occupied(12)
-	mine, place := s.database, &scene{T: s.T}
-	onPostgres(s.T, place)
-	s.set("OPSCORE_DATABASE_URL", place.database)
+	mine := s.database
+	s.set("OPSCORE_DATABASE_URL", guarded(nodes.Database(s.T, "another", migrated(s.T)))) // of its own making: a copy would be the same deployment
 	w := s.worker()
 	s.set("OPSCORE_DATABASE_URL", mine)
 	s.broker.awaitConsumers("default", 2)
@@ -155,12 +154,13 @@ func ticketsHoarded(s *scene) want {
 	s.occupied(12)
 	hoarder := s.consumer("the-hoarder", 50)
 	s.submit()
-	s.until("all tickets to be held", func() bool {
-		return s.broker.do(`[{messages_unacknowledged, U}] = rabbit_amqqueue:info(element(2, rabbit_amqqueue:lookup(rabbit_misc:r(<<"%s">>, queue, <<"%s">>))), [messages_unacknowledged]), U`,
-			s.broker.vhost, ticketQueue("default")) == fmt.Sprint(backdrop+1)
+	held := ""
+	s.broker.awaitManaged("default", "all tickets, held by one,", func(q managedQueue) bool {
+		held = fmt.Sprint(q.Unacked)
+		return q.Unacked > backdrop
 	})
 	return want{
-		codes: []string{opscore.CauseForeignConsumer, opscore.CauseTicketsHeld}, evidence: []string{"the-hoarder", fmt.Sprint(backdrop + 1)},
+		codes: []string{opscore.CauseForeignConsumer, opscore.CauseTicketsHeld}, evidence: []string{"the-hoarder", "unacked " + held},
 		remedy: either, names: []string{"close"}, undo: hoarder.stop,
 	}
 }

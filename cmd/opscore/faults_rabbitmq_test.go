@@ -45,6 +45,7 @@ func (s *scene) join(node *nodes.RabbitMQ) {
 func (s *scene) joinAs(node *nodes.RabbitMQ, user, vhost string) {
 	s.Helper()
 	s.broker = &broker{RabbitMQ: node, scene: s, vhost: vhost, user: user}
+	s.broker.do("application:set_env(rabbit, collect_statistics_interval, 1000)") // what the management API shows is that old, not five seconds
 	s.must(node.Tool(s.path("bin")))
 	s.set("OPSCORE_BROKER_URL", s.broker.url())
 	if at := node.Management(); at != "" {
@@ -129,6 +130,7 @@ func (b *broker) waiting(queue string) (messages, consumers int, err error) {
 // managedQueue is a queue as the management API shows it, some seconds late.
 type managedQueue struct {
 	Policy    string `json:"policy"`
+	Unacked   int    `json:"messages_unacknowledged"`
 	Consumers []struct {
 		Tag string `json:"consumer_tag"`
 	} `json:"consumer_details"`
