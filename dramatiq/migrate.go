@@ -20,7 +20,7 @@ const moving = "opscore-moving-"
 func Ensure(ctx context.Context, session *rabbitmq.Session, q Queues, queue string) (all []rabbitmq.Changed, err error) {
 	for _, d := range q.Declarations(queue) {
 		c := rabbitmq.Changed{Name: d.Name}
-		if _, c.Made, err = ensure(ctx, session, d); err == nil {
+		if c.Made, err = ensure(ctx, session, d); err == nil {
 			c.Differs, err = session.Differs(ctx, d)
 		}
 		if err != nil {
@@ -85,7 +85,7 @@ func (m *mover) run(ctx context.Context, idle bool) error {
 		}
 		kept = true
 	}
-	if _, m.changed.Made, err = ensure(ctx, m.session, m.to); err != nil {
+	if m.changed.Made, err = ensure(ctx, m.session, m.to); err != nil {
 		return err
 	}
 	m.changed.Made = m.changed.Made && m.changed.Was == ""
@@ -100,7 +100,7 @@ func (m *mover) run(ctx context.Context, idle bool) error {
 
 // clear moves aside what is in the queue, and deletes it.
 func (m *mover) clear(ctx context.Context) error {
-	if _, _, err := ensure(ctx, m.session, m.aside); err != nil {
+	if _, err := ensure(ctx, m.session, m.aside); err != nil {
 		return err
 	}
 	if _, err := m.move(ctx, m.to.Name, m.aside.Name, stash); err != nil {
@@ -306,17 +306,17 @@ func look(ctx context.Context, session *rabbitmq.Session, name string) (q amqp.Q
 }
 
 // ensure makes a queue if it does not exist.
-func ensure(ctx context.Context, session *rabbitmq.Session, d rabbitmq.Declaration) (q amqp.Queue, made bool, err error) {
-	q, exists, err := look(ctx, session, d.Name)
+func ensure(ctx context.Context, session *rabbitmq.Session, d rabbitmq.Declaration) (made bool, err error) {
+	_, exists, err := look(ctx, session, d.Name)
 	if err != nil || exists {
-		return q, false, err
+		return false, err
 	}
 	err = session.On(ctx, func(ch *amqp.Channel) error {
 		_, err := ch.QueueDeclare(d.Name, true, false, false, false, d.Args)
 		return err
 	})
 	if code(err) == amqp.PreconditionFailed {
-		return q, false, nil // somebody else has just made it, in another way
+		return false, nil // somebody else has just made it, in another way
 	}
-	return q, err == nil, err
+	return err == nil, err
 }

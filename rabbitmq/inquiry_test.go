@@ -63,7 +63,7 @@ func (s *suspect) permit(configure, write, read string) {
 // contents is what waits in each queue, and how many consume.
 func (s *suspect) contents() (text string) {
 	names := s.eval(`lists:sort([lists:flatten(rabbit_misc:rs(N)) || V <- rabbit_vhost:list_names(), N <- rabbit_amqqueue:list_names(V)])`)
-	for _, part := range strings.Split(names, "'") {
+	for part := range strings.SplitSeq(names, "'") {
 		if strings.HasPrefix(part, "opscore") {
 			q, err := s.channel().QueueDeclarePassive(part, true, false, false, false, nil)
 			text += fmt.Sprintln(q, err)

@@ -242,32 +242,42 @@ func (m *management) alarms(ctx context.Context) (texts []string, err error) {
 	if err := m.get(ctx, &health, "/api/health/checks/alarms", http.StatusServiceUnavailable); err != nil || len(health.Alarms) == 0 {
 		return nil, err
 	}
-	var nodes []struct {
-		Name      string
-		MemAlarm  bool  `json:"mem_alarm"`
-		MemUsed   int64 `json:"mem_used"`
-		MemLimit  int64 `json:"mem_limit"`
-		DiskAlarm bool  `json:"disk_free_alarm"`
-		DiskFree  int64 `json:"disk_free"`
-		DiskLimit int64 `json:"disk_free_limit"`
-	}
+	var nodes []managedNode
 	const columns = "?columns=name,mem_alarm,mem_used,mem_limit,disk_free_alarm,disk_free,disk_free_limit"
 	if err := m.get(ctx, &nodes, "/api/nodes"+columns); err != nil {
 		nodes = nil // who may not see them has the alarms all the same
 	}
 	for _, a := range health.Alarms {
-		text := fmt.Sprintf("%s alarm on %s", a.Resource, a.Node)
-		for _, n := range nodes { // whose numbers may be older than the alarm
-			switch {
-			case n.Name == a.Node && a.Resource == "memory" && n.MemAlarm:
-				text += fmt.Sprintf(": %d bytes used, the limit is %d", n.MemUsed, n.MemLimit)
-			case n.Name == a.Node && a.Resource != "memory" && n.DiskAlarm:
-				text += fmt.Sprintf(": %d bytes free, the limit is %d", n.DiskFree, n.DiskLimit)
-			}
+		of := slices.IndexFunc(nodes, func(n managedNode) bool { return n.Name == a.Node })
+		numbers := ""
+		if of >= 0 {
+			numbers = nodes[of].numbers(a.Resource)
 		}
-		texts = append(texts, text)
+		texts = append(texts, fmt.Sprintf("%s alarm on %s%s", a.Resource, a.Node, numbers))
 	}
 	return texts, nil
+}
+
+// managedNode is a node of the cluster as the API shows it: as it was up to five seconds ago.
+type managedNode struct {
+	Name      string
+	MemAlarm  bool  `json:"mem_alarm"`
+	MemUsed   int64 `json:"mem_used"`
+	MemLimit  int64 `json:"mem_limit"`
+	DiskAlarm bool  `json:"disk_free_alarm"`
+	DiskFree  int64 `json:"disk_free"`
+	DiskLimit int64 `json:"disk_free_limit"`
+}
+
+// numbers are those of an alarm, unless they are older than it.
+func (n managedNode) numbers(resource string) string {
+	switch {
+	case resource == "memory" && n.MemAlarm:
+		return fmt.Sprintf(": %d bytes used, the limit is %d", n.MemUsed, n.MemLimit)
+	case resource != "memory" && n.DiskAlarm:
+		return fmt.Sprintf(": %d bytes free, the limit is %d", n.DiskFree, n.DiskLimit)
+	}
+	return ""
 }
 
 // queue reads what the API alone knows of a queue.
