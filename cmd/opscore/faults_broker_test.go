@@ -56,7 +56,7 @@ func stateLost(s *scene) want {
 	s.occupy(12)
 	relay := s.worker("--queues", "relay")
 	s.submit()
-	s.broker.awaitTickets("default", backdrop)
+	s.broker.awaitTickets("default")
 	relay.stop()
 	var epoch string
 	s.must(s.watcher().QueryRow(s.Context(), "SELECT epoch::text FROM opscore.deployment").Scan(&epoch))
@@ -157,7 +157,7 @@ func ticketsHoarded(s *scene) want {
 	held := ""
 	s.broker.awaitManaged("default", "all tickets, held by one,", func(q managedQueue) bool {
 		held = fmt.Sprint(q.Unacked)
-		return q.Unacked > backdrop
+		return q.Unacked > 0 && q.Unacked == s.out()
 	})
 	return want{
 		codes: []string{opscore.CauseForeignConsumer, opscore.CauseTicketsHeld}, evidence: []string{"the-hoarder", "unacked " + held},
@@ -174,7 +174,8 @@ func starvation(s *scene) want {
 	s.submit(opscore.Priority(0))
 	s.until("many more urgent tasks", func() bool { return s.counted(opscore.Pending) > 150 })
 	return want{
-		codes: []string{opscore.CauseStarved}, evidence: []string{"9"}, remedy: byOperator, names: []string{"worker", "slots"},
+		codes: []string{opscore.CauseStarved}, count: func(n int64) bool { return n > 100 && n <= s.counted(opscore.Pending) },
+		remedy: byOperator, names: []string{"worker", "slots"},
 		undo: func() {
 			stop()
 			s.worker("--slots", "50")
