@@ -62,15 +62,8 @@ func (q Inquiry) Gather(ctx context.Context, known *opscore.Facts) (opscore.Fact
 	defer cancel()
 	b := opscore.BrokerFacts{Endpoint: at.endpoint(), User: at.all[0].uri.Username}
 	targets := q.targets(known)
-	var asking, told sync.WaitGroup
-	var wants opscore.Deployment
-	if q.Deployment != nil {
-		told.Go(func() {
-			if d, err := q.Deployment(ctx); err == nil { // else the store says so itself
-				wants = d
-			}
-		})
-	}
+	epoch := q.expected(ctx)
+	var asking sync.WaitGroup
 	var managed overview
 	sources := make([]opscore.Asked, 1, 2)
 	if q.Management != "" {
@@ -84,9 +77,8 @@ func (q Inquiry) Gather(ctx context.Context, known *opscore.Facts) (opscore.Fact
 	}
 	began := time.Now()
 	conn := q.reach(ctx, at, &b)
-	told.Wait()
 	if conn != nil {
-		if !q.examine(ctx, conn, wants.Epoch, targets, &b) {
+		if !q.examine(ctx, conn, epoch, targets, &b) {
 			sources[0].Err = fmt.Sprintf("%d of %d queues were looked at in the time that there was", len(b.Queues), len(targets))
 		}
 		go hangUp(conn)
@@ -142,18 +134,10 @@ func (q Inquiry) targets(known *opscore.Facts) (all []target) {
 }
 
 // examine asks what an open connection can tell, and reports whether there was time for all of it.
-func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch opscore.ID, targets []target, b *opscore.BrokerFacts) (all bool) {
+func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-chan opscore.ID, targets []target, b *opscore.BrokerFacts) (all bool) {
 	l := &looker{conn: conn, within: answerWithin}
 	looking, cancel := context.WithTimeout(ctx, time.Until(deadline(ctx))-leftForWrite)
 	defer cancel()
-	if epoch != (opscore.ID{}) {
-		if _, exists, err := l.passive(looking, epochPrefix+epoch.String()); err == nil {
-			b.Expected = epoch
-			if exists {
-				b.Epoch = epoch
-			}
-		}
-	}
 	for _, t := range targets {
 		if looking.Err() != nil {
 			break
@@ -163,6 +147,7 @@ func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch opsco
 		}
 		b.Queues = append(b.Queues, l.queue(looking, t.queue, t.Declaration))
 	}
+	l.epoch(looking, epoch, b)
 	err := l.mayWrite(ctx)
 	if blocked, ok := errors.AsType[blockedError](err); ok {
 		b.Blocked = string(blocked)
@@ -172,6 +157,39 @@ func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch opsco
 		}
 	}
 	return len(b.Queues) == len(targets)
+}
+
+// expected asks the store which epoch the broker's state should have. A store that does not answer says so itself.
+func (q Inquiry) expected(ctx context.Context) <-chan opscore.ID {
+	answer := make(chan opscore.ID, 1)
+	if q.Deployment == nil {
+		close(answer)
+		return answer
+	}
+	go func() {
+		defer close(answer)
+		if d, err := q.Deployment(ctx); err == nil && d.Epoch != (opscore.ID{}) {
+			answer <- d.Epoch
+		}
+	}()
+	return answer
+}
+
+// epoch finds out whether the broker still has the state that it should have, if the store can tell which one.
+func (l *looker) epoch(ctx context.Context, expected <-chan opscore.ID, b *opscore.BrokerFacts) {
+	select {
+	case id, known := <-expected:
+		if !known {
+			return
+		}
+		if _, exists, err := l.passive(ctx, epochPrefix+id.String()); err == nil {
+			b.Expected = id
+			if exists {
+				b.Epoch = id
+			}
+		}
+	case <-ctx.Done():
+	}
 }
 
 func deadline(ctx context.Context) time.Time {

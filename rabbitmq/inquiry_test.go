@@ -472,6 +472,16 @@ func lostState(t *testing.T, s *suspect) {
 	}); b.Reached != opscore.BrokerOpen || b.Expected != (opscore.ID{}) {
 		t.Errorf("without a database the facts are %+v", b)
 	}
+	silent := make(chan struct{})
+	defer close(silent)
+	if b := s.ask(func(q *rabbitmq.Inquiry) {
+		q.Deployment = func(context.Context) (opscore.Deployment, error) {
+			<-silent
+			return opscore.Deployment{}, nil
+		}
+	}); b.Reached != opscore.BrokerOpen || len(b.Queues) != 1 || b.Expected != (opscore.ID{}) {
+		t.Errorf("with a database that does not answer the facts are %+v", b)
+	}
 }
 
 func frozen(t *testing.T, s *suspect) {

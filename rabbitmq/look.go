@@ -31,10 +31,10 @@ type looker struct {
 func (l *looker) do(ctx context.Context, with func(*amqp.Channel) error) error {
 	ctx, cancel := context.WithTimeout(ctx, l.within)
 	defer cancel()
-	ch := l.ch
+	used := l.ch
 	l.ch = nil
-	ch, err := await(ctx, func() {}, func() (_ *amqp.Channel, err error) {
-		if ch == nil {
+	ch, err := await(ctx, func() {}, func() (ch *amqp.Channel, err error) {
+		if ch = used; ch == nil {
 			ch, err = l.conn.Channel()
 		}
 		if err == nil {

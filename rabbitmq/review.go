@@ -28,7 +28,7 @@ const reviewEvery = time.Minute
 // reviews looks now and then, while there is a subscription that could be lost.
 func (s *Subscription) reviews(ctx context.Context) {
 	every := cmp.Or(s.Session.options.ReviewEvery, reviewEvery)
-	for wait := every / 60; ; { // the first time soon, to see what the queues are like
+	for wait := max(every/60, time.Millisecond); ; { // the first time soon, to see what the queues are like
 		pause(ctx, wait/2+rand.N(wait))
 		if ctx.Err() != nil {
 			return

@@ -56,7 +56,7 @@ func stateLost(s *scene) want {
 	s.occupy(12)
 	relay := s.worker("--queues", "relay")
 	s.submit()
-	s.broker.awaitTickets("default", backdrop)
+	s.broker.awaitTickets("default")
 	relay.stop()
 	var epoch string
 	s.must(s.watcher().QueryRow(s.Context(), "SELECT epoch::text FROM opscore.deployment").Scan(&epoch))
@@ -135,9 +135,8 @@ func (s *scene) awaitNoneWaits() {
 // otherDatabase: a worker of another deployment takes tickets from the same queue.
 func otherDatabase(s *scene) want {
 	s.occupied(12)
-	mine, place := s.database, &scene{T: s.T}
-	onPostgres(s.T, place)
-	s.set("OPSCORE_DATABASE_URL", place.database)
+	mine := s.database
+	s.set("OPSCORE_DATABASE_URL", guarded(nodes.Database(s.T, "another", migrated(s.T)))) // of its own making: a copy would be the same deployment
 	w := s.worker()
 	s.set("OPSCORE_DATABASE_URL", mine)
 	s.broker.awaitConsumers("default", 2)
@@ -155,12 +154,13 @@ func ticketsHoarded(s *scene) want {
 	s.occupied(12)
 	hoarder := s.consumer("the-hoarder", 50)
 	s.submit()
-	s.until("all tickets to be held", func() bool {
-		return s.broker.do(`[{messages_unacknowledged, U}] = rabbit_amqqueue:info(element(2, rabbit_amqqueue:lookup(rabbit_misc:r(<<"%s">>, queue, <<"%s">>))), [messages_unacknowledged]), U`,
-			s.broker.vhost, ticketQueue("default")) == fmt.Sprint(backdrop+1)
+	held := ""
+	s.broker.awaitManaged("default", "all tickets, held by one,", func(q managedQueue) bool {
+		held = fmt.Sprint(q.Unacked)
+		return q.Unacked > 0 && q.Unacked == s.out()
 	})
 	return want{
-		codes: []string{opscore.CauseForeignConsumer, opscore.CauseTicketsHeld}, evidence: []string{"the-hoarder", fmt.Sprint(backdrop + 1)},
+		codes: []string{opscore.CauseForeignConsumer, opscore.CauseTicketsHeld}, evidence: []string{"the-hoarder", "unacked " + held},
 		remedy: either, names: []string{"close"}, undo: hoarder.stop,
 	}
 }
@@ -174,7 +174,8 @@ func starvation(s *scene) want {
 	s.submit(opscore.Priority(0))
 	s.until("many more urgent tasks", func() bool { return s.counted(opscore.Pending) > 150 })
 	return want{
-		codes: []string{opscore.CauseStarved}, evidence: []string{"9"}, remedy: byOperator, names: []string{"worker", "slots"},
+		codes: []string{opscore.CauseStarved}, count: func(n int64) bool { return n > 100 && n <= s.counted(opscore.Pending) },
+		remedy: byOperator, names: []string{"worker", "slots"},
 		undo: func() {
 			stop()
 			s.worker("--slots", "50")

@@ -72,6 +72,7 @@ func pairs() []play {
 			s.broker.makeVhost(other)
 			s.worker("--queues", "relay")
 			s.busy(4, "--broker", s.broker.urlOf(other))
+			s.broker.awaitManaged("default", "the queue", func(managedQueue) bool { return true })
 			s.broker.permit(s.broker.vhost, "^$")
 			return both(opscore.CauseBrokerPermission, opscore.CauseWorkerOtherBroker)
 		}},

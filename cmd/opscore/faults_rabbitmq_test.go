@@ -45,6 +45,7 @@ func (s *scene) join(node *nodes.RabbitMQ) {
 func (s *scene) joinAs(node *nodes.RabbitMQ, user, vhost string) {
 	s.Helper()
 	s.broker = &broker{RabbitMQ: node, scene: s, vhost: vhost, user: user}
+	s.broker.do("application:set_env(rabbit, collect_statistics_interval, 1000)") // what the management API shows is that old, not five seconds
 	s.must(node.Tool(s.path("bin")))
 	s.set("OPSCORE_BROKER_URL", s.broker.url())
 	if at := node.Management(); at != "" {
@@ -129,6 +130,7 @@ func (b *broker) waiting(queue string) (messages, consumers int, err error) {
 // managedQueue is a queue as the management API shows it, some seconds late.
 type managedQueue struct {
 	Policy    string `json:"policy"`
+	Unacked   int    `json:"messages_unacknowledged"`
 	Consumers []struct {
 		Tag string `json:"consumer_tag"`
 	} `json:"consumer_details"`
@@ -162,15 +164,21 @@ func (b *broker) awaitConsumers(queue string, n int) {
 	b.awaitManaged(queue, "a consumer", func(q managedQueue) bool { return len(q.Consumers) == n })
 }
 
-// awaitTickets waits until the target's ticket is out, and so many wait in the broker.
-func (b *broker) awaitTickets(queue string, n int) {
+// awaitTickets waits until the target's ticket is out, and all that are out wait in the broker: nobody has them.
+func (b *broker) awaitTickets(queue string) {
 	s := b.scene
 	s.Helper()
-	s.until("the target's ticket to be out", func() bool { return s.isOut(s.target) })
-	s.until(fmt.Sprintf("%d tickets to wait in the broker", n), func() bool {
-		got, _, err := b.waiting(queue)
-		return err == nil && got >= n
+	s.until("tickets to wait in the broker", func() bool {
+		n, consumers, err := b.waiting(queue)
+		return err == nil && consumers == 0 && n > 0 && n == s.out() && s.isOut(s.target)
 	})
+}
+
+// out counts the tickets that are out. Each names one task, or several.
+func (s *scene) out() (n int) {
+	s.Helper()
+	s.must(s.watcher().QueryRow(s.Context(), "SELECT count(*) FROM opscore.ticket").Scan(&n))
+	return n
 }
 
 // isOut reports whether a ticket names the task.

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -151,7 +152,18 @@ func (w *want) judgeEvidence(v *verdict, a reply) bool {
 			good = v.fail("no evidence of %s has %q", strings.Join(w.codes, " or "), fact)
 		}
 	}
+	if good && w.count != nil && !slices.ContainsFunc(causes, w.isCounted) {
+		good = v.fail("no evidence of %s has the right number", strings.Join(w.codes, " or "))
+	}
 	return good
+}
+
+// isCounted reports whether a number in a cause's evidence may be right.
+func (w *want) isCounted(c opscore.Cause) bool {
+	return slices.ContainsFunc(c.Evidence, func(e opscore.Evidence) bool {
+		n, err := strconv.ParseInt(e.Value, 10, 64)
+		return err == nil && w.count(n)
+	})
 }
 
 // among returns the causes that were wanted.

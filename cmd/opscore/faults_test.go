@@ -30,8 +30,9 @@ type play struct {
 
 // want is what a good answer says.
 type want struct {
-	codes    []string // the first cause has one of these; for a pair each is among the causes, in any place
-	evidence []string // is in the first cause's evidence, as words of their own: the process id, the name or the count that was injected
+	codes    []string         // the first cause has one of these; for a pair each is among the causes, in any place
+	evidence []string         // is in the first cause's evidence, as words of their own: the process id, the name or the count that was injected
+	count    func(int64) bool // and so is a number that may be right, where it changes all the time; nil for none
 	remedy   remedy
 	names    []string        // what an operator's action names, one of them
 	undo     func()          // what an operator does then; nil if the remedy is a command, or nothing has to be done
