@@ -2,10 +2,10 @@
 LINT_VERSION := 2.15.0
 LINT := .bin/golangci-lint
 .DEFAULT_GOAL := help
-.PHONY: help run test docs check fmt lint vet mod vuln race bench restarts nodes $(LINT)
+.PHONY: help run test docs check fmt lint vet mod vuln race bench restarts explain-bench nodes $(LINT)
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
 
 run: ## run one task from end to end and print its result
 	go run ./cmd/opscore run echo '{"hello":"world"}'
@@ -40,6 +40,9 @@ vuln: ## look for known vulnerabilities, if their database can be reached
 
 race: nodes ## run the tests in random order with the race detector
 	go test -race -shuffle=on -timeout=20m ./...
+
+explain-bench: nodes ## inject every fault of the catalogue and see what explain says
+	go test -timeout=60m -count=1 -v -run ExplainBench ./cmd/opscore -faults=all
 
 restarts: nodes ## 100 rolling restarts and 200 zombies, on each tier
 	go test -timeout=60m -count=1 -v -run 'RollingRestarts|StoppedForLongerThanItsLease' ./cmd/opscore -restarts=100 -zombies=200

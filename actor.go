@@ -11,6 +11,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -101,9 +102,18 @@ type Handler struct {
 	err      error
 }
 
-// Handle registers fn as the handler of actor a. Registering an actor twice or with invalid fields makes
-// the worker refuse to start.
+// Handle registers fn as the handler of actor a. Registering an actor twice, with invalid fields or with a name that begins with
+// [ReservedPrefix] makes the worker refuse to start.
 func Handle[In, Out any](h Handlers, a Actor[In, Out], fn func(context.Context, In) (Out, error)) {
+	handle(h, a, fn)
+	if strings.HasPrefix(a.Name, ReservedPrefix) {
+		refused := h[a.Name]
+		refused.err = invalid("actor %s: names that begin with %s are opscore's own", a.Name, ReservedPrefix)
+		h[a.Name] = refused
+	}
+}
+
+func handle[In, Out any](h Handlers, a Actor[In, Out], fn func(context.Context, In) (Out, error)) {
 	decode := func(args []byte) (in In, err error) {
 		if err := decodeStrict(args, &in); err != nil {
 			return in, argsError{fmt.Errorf("args of actor %s: %w", a.Name, err)}

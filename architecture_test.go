@@ -27,22 +27,23 @@ var arrows = map[string][]string{
 	"sqlite":                  {".", "internal/batch", "modernc.org/sqlite", "github.com/pressly/goose/v3"},
 	"postgres":                {".", "github.com/google/uuid", "github.com/jackc/pgx/v5", "github.com/pressly/goose/v3"},
 	"rabbitmq":                {".", "internal/batch", "github.com/google/uuid", "github.com/rabbitmq/amqp091-go"},
+	"doctor":                  {"."},
+	"host":                    {".", "golang.org/x/sys/unix"},
 	"dramatiq":                {".", "rabbitmq", "github.com/google/uuid", "github.com/rabbitmq/amqp091-go"},
 	"storetest":               {".", "github.com/google/uuid", "pgregory.net/rapid"},
 	"opscoretest":             {".", "internal/nodes", "postgres", "rabbitmq", "sqlite", "github.com/google/uuid"},
-	"doctor":                  {"."},
 	"server":                  {".", "github.com/prometheus/client_golang"},
 	"examples/quickstart":     {".", "sqlite"},
 	"examples/shop":           {".", "sqlite"},
 	"examples/shop/thumbnail": {},
 	"cmd/opscore": {
-		".", "doctor", "dramatiq", "postgres", "rabbitmq", "server", "sqlite", "github.com/google/uuid", "github.com/coreos/go-systemd/v22", "github.com/spf13/cobra", "github.com/spf13/pflag", "go.yaml.in/yaml/v3",
+		".", "doctor", "dramatiq", "host", "postgres", "rabbitmq", "server", "sqlite", "github.com/google/uuid", "github.com/coreos/go-systemd/v22", "github.com/spf13/cobra", "github.com/spf13/pflag", "go.yaml.in/yaml/v3",
 		"github.com/agnivade/levenshtein", "golang.org/x/term", "golang.org/x/sys/unix",
 	},
 }
 
 // testArrows are what tests may import besides: anything of ours, and these.
-var testArrows = []string{"github.com/rabbitmq/amqp091-go", "github.com/rogpeppe/go-internal/testscript", "pgregory.net/rapid"}
+var testArrows = []string{"github.com/jackc/pgx/v5", "github.com/rabbitmq/amqp091-go", "github.com/rogpeppe/go-internal/testscript", "pgregory.net/rapid"}
 
 func TestImports(t *testing.T) {
 	wrong, err := wrongArrows(os.DirFS("."), arrows)

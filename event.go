@@ -32,7 +32,7 @@ const (
 	EventRescued   EventKind = "rescued"   // the keeper took a task back from a dead worker
 	EventExpired   EventKind = "expired"   // the keeper failed a task that could not start in time
 	EventPruned    EventKind = "pruned"    // the keeper removed old tasks
-	EventWorker    EventKind = "worker"    // a worker changed its state: Code holds it
+	EventWorker    EventKind = "worker"    // a worker changed its state, or goes on under a new id: Code holds the state
 )
 
 // emit calls the hook if there is one.

@@ -167,8 +167,10 @@ func (v *view) pending() []Cause {
 	case waits || paused: // whoever is busy now does not matter yet
 		turn = slices.DeleteFunc(turn, func(c Cause) bool { return c.Severity == Reason })
 		return append(causes, slices.Concat(turn, hinders)...)
-	case !free:
-		return append(causes, slices.Concat(turn, hinders)...)
+	case !free: // what is wrong comes before what is only so, for somebody can mend it
+		wrong := slices.DeleteFunc(slices.Clone(turn), func(c Cause) bool { return c.Severity == Reason })
+		usual := slices.DeleteFunc(turn, func(c Cause) bool { return c.Severity != Reason })
+		return append(causes, slices.Concat(wrong, hinders, usual)...)
 	}
 	causes = append(causes, hinders...)
 	if slices.ContainsFunc(causes, func(c Cause) bool { return c.Severity == Fault }) {
@@ -294,6 +296,9 @@ func (v *view) running() []Cause {
 	causes = slices.Concat(v.database(), causes)
 	if owner != nil {
 		causes = append(causes, v.degraded(owner)...)
+	}
+	if !alive { // then the task has to find its way to another worker
+		causes = append(causes, v.broker(t.Queue, true)...)
 	}
 	return append(causes, v.host([]string{t.Queue})...)
 }

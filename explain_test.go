@@ -404,7 +404,7 @@ func TestTwoFaultsAtOnceAreBothNamed(t *testing.T) {
 		{codes(locked, gone("stopped")), []string{opscore.CauseRowLocked, opscore.CauseNoWorker}},
 		{codes(locked, brokerDown), []string{opscore.CauseRowLocked, opscore.CauseBrokerUnreachable}},
 		{codes(waits(opscore.CodeError), brokerDown), []string{opscore.CauseRetryBackoff, opscore.CauseBrokerUnreachable}},
-		{codes(busy, brokerDown), []string{opscore.CauseSlotsBusy, opscore.CauseBrokerUnreachable}},
+		{codes(busy, brokerDown), []string{opscore.CauseBrokerUnreachable, opscore.CauseSlotsBusy}},
 		{codes(storeFails, func(f *opscore.Facts) { f.Database = nil }, brokerDown), []string{opscore.CauseDatabaseUnreachable, opscore.CauseBrokerUnreachable}},
 	} {
 		if !slices.Equal(tc.got, tc.want) {

@@ -163,6 +163,8 @@ func (v *view) nobody(queue, actor string) []Cause {
 		c = because(CauseNoWorker, "no live worker is registered")
 		if queue == "" {
 			start = []Remedy{safe(command("opscore worker"))}
+		} else {
+			start = append(start, safe(command("opscore worker --queues=%s", queue)))
 		}
 	case !knows:
 		c = because(CauseActorUnknown, "no live worker knows actor %s", actor)
@@ -420,7 +422,7 @@ func (v *view) degraded(w *WorkerInfo) (causes []Cause) {
 
 // examineQueue says what keeps the tasks of a queue from starting.
 func (v *view) examineQueue(s Standing) (causes []Cause) {
-	causes = v.paused(s.Queue)
+	causes = append(v.paused(s.Queue), v.unheard(s)...)
 	actors := map[string]bool{}
 	for _, l := range s.Lines {
 		if l.Due.N+l.Scheduled.N == 0 || actors[l.Actor] {
@@ -432,6 +434,21 @@ func (v *view) examineQueue(s Standing) (causes []Cause) {
 		}
 	}
 	return causes
+}
+
+// unheard says that no worker listens to a queue in which nothing waits: somebody asked for it by name.
+func (v *view) unheard(s Standing) []Cause {
+	var queues []string
+	for _, w := range v.Workers {
+		if v.present(w) {
+			queues = append(queues, w.Queues...)
+		}
+	}
+	if len(s.Lines) > 0 || s.Paused != nil || len(queues) == 0 || slices.Contains(queues, s.Queue) {
+		return nil
+	}
+	return []Cause{v.aboutStaff(because(CauseQueueNotListened, "no live worker listens to queue %s", s.Queue), s.Queue, "").
+		fix(safe(command("opscore worker --queues=%s", s.Queue)))}
 }
 
 // submitWarnings says why a task on queue for actor would not start, given the registry and the paused queues.

@@ -28,19 +28,26 @@ func (w *Worker) Info() WorkerInfo {
 func (c *crew) about(ctx context.Context) About {
 	ctx, cancel := context.WithTimeout(ctx, HeartbeatEvery)
 	defer cancel()
-	a := About{Process: self()}
-	asked := []any{c.Store}
-	for _, s := range c.sources {
-		asked = append(asked, s)
-	}
-	for _, x := range asked {
+	a := About{Process: self(), Canaries: true}
+	for _, x := range c.connected() {
 		if l, ok := x.(Located); ok {
-			if e, err := l.Endpoint(ctx); err == nil && !slices.Contains(a.Endpoints, e) {
+			e, err := l.Endpoint(ctx)
+			e.Origin = c.Origins[e.Kind]
+			if err == nil && !slices.Contains(a.Endpoints, e) {
 				a.Endpoints = append(a.Endpoints, e)
 			}
 		}
 	}
 	return a
+}
+
+// connected is what the worker is connected to: its store, and what its sources are.
+func (c *crew) connected() []any {
+	all := []any{c.Store}
+	for _, s := range c.sources {
+		all = append(all, s)
+	}
+	return all
 }
 
 // report gathers what the worker says of itself.
@@ -62,7 +69,7 @@ func (c *crew) report() Report {
 	}
 	c.mu.Unlock()
 	r.Checks = append(r.Checks, c.checkHandlers())
-	for _, s := range c.sources {
+	for _, s := range c.connected() {
 		if checked, ok := s.(Checked); ok {
 			for _, check := range checked.Checks() {
 				r.Add(check)

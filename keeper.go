@@ -82,6 +82,9 @@ func (k *Keeper) repeat(ctx context.Context, kind EventKind, msg string, chore f
 		if err != nil || len(tasks) == 0 {
 			return err
 		}
+		if tasks, err = k.discard(ctx, tasks); err != nil {
+			return err
+		}
 		for i := range tasks {
 			t := &tasks[i]
 			emit(k.OnEvent, taskEvent(kind, t))

@@ -167,7 +167,9 @@ func (c *crew) reincarnate(ctx context.Context, state WorkerState) error {
 	if err := c.register(ctx, state); err != nil {
 		return err
 	}
-	c.log.Warn("the lease was lost: the worker continues under a new id", "old", old, "new", c.identity().ID)
+	id := c.identity().ID
+	c.log.Warn("the lease was lost: the worker continues under a new id", "old", old, "new", id)
+	emit(c.OnEvent, Event{Kind: EventWorker, Worker: id, Code: Code(state)})
 	return nil
 }
 

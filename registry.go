@@ -85,11 +85,12 @@ func (w *WorkerInfo) Ready() bool { return w.State == WorkerReady && len(w.Repor
 type About struct {
 	Process   Process    `json:"process"`
 	Endpoints []Endpoint `json:"endpoints"` // the store first
+	Canaries  bool       `json:"canaries"`  // it runs those of its queues; older builds do not
 }
 
 // Takes reports whether the worker listens to the queue and has the actor: whether it could run such a task.
 func (w *WorkerInfo) Takes(queue, actor string) bool {
-	return slices.Contains(w.Queues, queue) && slices.Contains(w.Actors, actor)
+	return slices.Contains(w.Queues, queue) && (slices.Contains(w.Actors, actor) || actor == CanaryActor && w.Canaries)
 }
 
 // Process is how a worker was started. What the system does not tell is empty.
@@ -101,6 +102,11 @@ type Process struct {
 	Go      string    `json:"go"`
 	Stdout  string    `json:"stdout"` // tty, file, pipe, socket, null (also if it was closed) or other
 	Stderr  string    `json:"stderr"`
+
+	Space    string `json:"pid_space,omitempty"`     // where its id is one: the boot of the system, and the namespace
+	Ticks    int64  `json:"start_ticks,omitempty"`   // when it started, as the kernel counts from its boot
+	Group    string `json:"control_group,omitempty"` // that counts its memory
+	OOMKills int    `json:"oom_kills,omitempty"`     // that the group had counted when it registered
 }
 
 // Endpoint is what a worker is connected to, told apart from others of its kind and without secrets.
@@ -109,6 +115,13 @@ type Endpoint struct {
 	Address  string `json:"address,omitempty"` // host:port
 	Name     string `json:"name"`              // the file, the database and its schema, the virtual host
 	Instance string `json:"instance,omitempty"`
+	Origin   string `json:"origin,omitempty"` // who said that it be used: a flag, a variable, a file, or nobody: default
+}
+
+// Same reports whether both are the same place, whoever named it.
+func (e Endpoint) Same(f Endpoint) bool {
+	e.Origin = f.Origin
+	return e == f
 }
 
 // String names the endpoint for people.
@@ -129,7 +142,7 @@ type Report struct {
 	Checks     []Check  `json:"checks,omitempty"`
 	Running    int      `json:"running"`                     // tasks
 	Skew       Duration `json:"clock_skew,omitempty"`        // its clock less the store's
-	LogDropped int64    `json:"log_lines_dropped,omitempty"` // because nobody read them fast enough
+	LogDropped int64    `json:"log_lines_dropped,omitempty"` // because they could not be written, or nobody read them fast enough
 	Drained    *Drained `json:"drained,omitempty"`           // at its end
 }
 
@@ -170,7 +183,7 @@ const (
 	CheckLog      = "log"      // it is read fast enough
 )
 
-// Checked is implemented by sources that can say how they are.
+// Checked is implemented by stores and sources that can say how they are.
 type Checked interface {
 	Checks() []Check
 }

@@ -115,9 +115,9 @@ func (r *relay) readListeners(ctx context.Context, queues []string) error {
 			l.workers, l.slots = l.workers+1, l.slots+w.Slots
 			l.least = min(cmp.Or(l.least, w.Slots), w.Slots)
 			if l.workers == 1 {
-				l.actors = slices.Clone(w.Actors)
+				l.actors = append(slices.Clone(w.Actors), CanaryActor)
 			}
-			l.actors = slices.DeleteFunc(l.actors, func(a string) bool { return !slices.Contains(w.Actors, a) })
+			l.actors = slices.DeleteFunc(l.actors, func(a string) bool { return !w.Takes(q, a) })
 			byQueue[q] = l
 		}
 	}

@@ -37,6 +37,8 @@ type Run struct {
 
 	maxResult int
 	notes     *notes
+	claimed   time.Time // when the answer to the claim was there
+	arrival   Arrival
 }
 
 // Encode encodes a result as the worker would, for stores that complete a task in the handler's transaction.
@@ -88,7 +90,7 @@ func newRun(t Task, maxResult int, every time.Duration, store func(Note)) *Run {
 	return &Run{
 		ID: t.ID, Actor: t.Actor, Queue: t.Queue, Attempt: t.Attempt, MaxAttempts: t.MaxAttempts,
 		ClaimSeq: t.ClaimSeq, Worker: t.Worker, Labels: t.Labels, Origin: t.Origin,
-		Log: slog.New(&logHandler{notes: n}), maxResult: maxResult, notes: n,
+		Log: slog.New(&logHandler{notes: n}), maxResult: maxResult, notes: n, claimed: time.Now(), arrival: t.Arrival,
 	}
 }
 

@@ -39,7 +39,7 @@ func TestKindsOfStreams(t *testing.T) {
 		"tty":    {open(os.OpenFile("/dev/ptmx", os.O_RDWR, 0))},
 	} {
 		for _, f := range files {
-			if got := streamKind(f); got != want {
+			if got := streamKind(f.Stat()); got != want {
 				t.Errorf("%v is a %s, want %s", f, got, want)
 			}
 		}
@@ -57,7 +57,10 @@ func TestACommandLineIsShownWithoutItsSecrets(t *testing.T) {
 		{[]string{"w", "--password", "canary", "--slots", "3"}, []string{"w", "--password", "…", "--slots", "3"}},
 		{[]string{"w", "-api-token", "canary"}, []string{"w", "-api-token", "…"}},
 		{[]string{"w", "--secret=canary", "PASSWORD=canary"}, []string{"w", "--secret=…", "PASSWORD=…"}},
-		{[]string{"w", "host=db password='canary with spaces' user=u"}, []string{"w", "host=db password=… user=u"}},
+		{[]string{"w", "host=db password='canary with spaces' user=u"}, []string{"w", "host=db password=…"}},
+		{[]string{"w", "amqp://bob:can@ary@h1/v", "postgres://u:p/canary@h"}, []string{"w", "amqp://…@h1/v", "postgres://…@h"}},
+		{[]string{"w", `{"password":"canary"}`, "--password=can ary", "Authorization: Bearer canary"}, []string{"w", `{"password":…`, "--password=…", "Authorization: …"}},
+		{[]string{"w", "--token", "-canary", "--slots", "3"}, []string{"w", "--token", "…", "--slots", "3"}},
 		{[]string{"my-token-service", "run"}, []string{"my-token-service", "run"}},
 		{[]string{"w", long}, []string{"w", long[:maxShownArg] + "…"}},
 		{[]string{"w", "\xff"}, []string{"w", "\uFFFD"}},
@@ -68,5 +71,18 @@ func TestACommandLineIsShownWithoutItsSecrets(t *testing.T) {
 	}
 	if got := shownArgs(make([]string, 1000)); len(got) != maxShownArgs+1 {
 		t.Errorf("of 1000 arguments %d are shown", len(got))
+	}
+}
+
+func TestOnlyControlGroupsAreAskedForKills(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "memory.events"), []byte("oom 3\noom_kill 2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, elsewhere := range []string{dir, groups + "/.." + dir, groups + "x", ""} {
+		if n, known := oomKills(elsewhere); known {
+			t.Errorf("%s counts %d", elsewhere, n)
+		}
 	}
 }

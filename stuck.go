@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -37,11 +38,32 @@ func (r *running) ignores(now time.Time) (since time.Time, why error) {
 	return since, why
 }
 
+// below are the packages in which a handler waits for something without being at fault there.
+var below = []string{"runtime.", "runtime/", "internal/", "sync.", "sync/", "time.", "syscall.", "os.", "io.", "bufio.", "net.", "net/", "context.", "database/sql."}
+
+// place says where the goroutine of a stack is: the innermost function of the handler's own, and what it waits for. "" if that cannot be told.
+func place(stack string) string {
+	lines := strings.Split(stack, "\n")
+	_, waits, _ := strings.Cut(lines[0], "[")
+	waits, _, _ = strings.Cut(strings.TrimSuffix(waits, "]:"), ",")
+	for i := 1; i+1 < len(lines); i += 2 {
+		name := lines[i][:max(strings.LastIndexByte(lines[i], '('), 0)]
+		if name == "" || slices.ContainsFunc(below, func(pkg string) bool { return strings.HasPrefix(name, pkg) }) {
+			continue
+		}
+		file := filepath.Base(strings.Fields(lines[i+1] + " ?")[0])
+		return fmt.Sprintf("in %s (%s), %s", name, file, waits)
+	}
+	return ""
+}
+
 func (r *running) String() string { return fmt.Sprintf("%s (task %s)", r.task.Actor, r.task.ID) }
 
-// ignoring returns the handlers that have gone on for longer than that after they should have ended, by name, and since when the first has.
+// ignoring returns the handlers that have gone on for longer than that after they should have ended, by name and with where they are, and since when
+// the first has.
 func (c *crew) ignoring(longer time.Duration) (names []string, first time.Time) {
 	now := time.Now()
+	var stacks []string
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range c.runs {
@@ -49,7 +71,10 @@ func (c *crew) ignoring(longer time.Duration) (names []string, first time.Time) 
 		if why == nil || now.Sub(since) <= longer {
 			continue
 		}
-		names = append(names, r.String())
+		if stacks == nil {
+			stacks = allStacks() // stops the process for a moment, but there is something wrong with it
+		}
+		names = append(names, strings.TrimSuffix(r.String()+" "+place(r.stack(stacks)), " "))
 		if first.IsZero() || since.Before(first) {
 			first = since
 		}
@@ -107,7 +132,7 @@ func (c *crew) releaseStuck() (names []string, released int) {
 			ignored := fmt.Errorf("%w\n\n%s", errIgnored, stack)
 			o.Error = errorText(ignored)
 			if errors.Is(why, errTimeout) || errors.Is(why, errCancelled) {
-				o = outcome(&r.task, nil, ignored, why, c.Handlers[r.task.Actor].retry, rand.Float64())
+				o = outcome(&r.task, nil, ignored, why, c.handler(r.task.Actor).retry, rand.Float64())
 			}
 		}
 		o.Log = r.run.notes.end()

@@ -87,6 +87,8 @@ type Task struct {
 	// Of a task that was adopted, see [Adoption]:
 	Retry  Backoff         `json:"retry,omitzero"` // the wait before its retries; zero means its actor's
 	Origin json.RawMessage `json:"origin,omitempty"`
+
+	Arrival Arrival `json:"-"` // of a canary that was claimed by ticket
 }
 
 // Duration is a [time.Duration] that reads and writes as Go writes it: "1m30s".

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,19 +31,20 @@ const (
 type Worker struct {
 	Store     Store
 	Handlers  Handlers
-	Queues    []string        // to listen to; empty means the handlers' own queues
-	Sources   []Source        // empty means FromStore(Store, 0)
-	Slots     int             // running tasks at most; 0 means 100: a slot is a goroutine
-	Drain     time.Duration   // how long running tasks may finish after Run's context ends; 0 means 20 s
-	Grace     time.Duration   // how long after that handlers have to heed their cancelled context; 0 means 5 s
-	Hurry     <-chan struct{} // closed to skip what is left of Drain
-	Lease     time.Duration   // without a heartbeat for so long, its tasks are given to others; 0 means 30 s
-	MaxResult int             // bytes of a result; 0 means 1 MiB
-	Adapter   Adapter         // for tasks that were made of another system's messages; nil means that they are given back
-	Build     string          // empty means what the binary knows of its version
-	Log       *slog.Logger    // nil means [slog.Default]
+	Queues    []string          // to listen to; empty means the handlers' own queues
+	Sources   []Source          // empty means FromStore(Store, 0)
+	Slots     int               // running tasks at most; 0 means 100: a slot is a goroutine
+	Drain     time.Duration     // how long running tasks may finish after Run's context ends; 0 means 20 s
+	Grace     time.Duration     // how long after that handlers have to heed their cancelled context; 0 means 5 s
+	Hurry     <-chan struct{}   // closed to skip what is left of Drain
+	Lease     time.Duration     // without a heartbeat for so long, its tasks are given to others; 0 means 30 s
+	MaxResult int               // bytes of a result; 0 means 1 MiB
+	Adapter   Adapter           // for tasks that were made of another system's messages; nil means that they are given back
+	Build     string            // empty means what the binary knows of its version
+	Origins   map[string]string // who said what it is connected to, by the kind of [Endpoint]; the registry shows it
+	Log       *slog.Logger      // nil means [slog.Default]
 	OnEvent   func(Event)
-	OnReady   func(WorkerInfo) // called once the worker is registered, its store answers and it takes tasks
+	OnReady   func(WorkerInfo) // called once, when the worker is registered, its store answers and it takes tasks; an [EventWorker] tells of a new id after that
 	OnReport  func(*Report)    // completes what the worker says of itself, at least at each heartbeat
 
 	crew atomic.Pointer[crew] // that works, or worked last
@@ -83,14 +85,15 @@ func (w *Worker) Run(ctx context.Context) error {
 // crew is a running worker: its identity, its slots and the runs that it owns.
 type crew struct {
 	*Worker
-	log     *slog.Logger
-	sources []Source
-	slots   chan struct{} // a token per free slot
-	share   int           // of the slots, that one source may reserve at a time
-	backlog chan struct{} // a token per outcome that is not recorded yet: twice the slots, so that recording and running overlap
-	door    door          // that new tasks come in by
-	ended   *batch.Batch[ending]
-	notes   *batch.Batch[Note]
+	log      *slog.Logger
+	sources  []Source
+	canaries Handler       // of canaries
+	slots    chan struct{} // a token per free slot
+	share    int           // of the slots, that one source may reserve at a time
+	backlog  chan struct{} // a token per outcome that is not recorded yet: twice the slots, so that recording and running overlap
+	door     door          // that new tasks come in by
+	ended    *batch.Batch[ending]
+	notes    *batch.Batch[Note]
 
 	performing sync.WaitGroup // handlers
 	stop       chan struct{}  // closed when nothing is tried again any more
@@ -176,6 +179,7 @@ func (w *Worker) hire(ctx context.Context) (*crew, error) {
 	if len(c.sources) == 0 {
 		c.sources = []Source{FromStore(w.Store, 0)}
 	}
+	c.canaries = c.canary()
 	c.info.About = c.about(ctx)
 	c.share = (slots + len(c.sources) - 1) / len(c.sources)
 	for range slots {
@@ -255,7 +259,7 @@ func (c *crew) next(ctx context.Context, s Source, n int) ([]Task, error) {
 		return nil, nil
 	}
 	info := c.identity()
-	return s.Next(ctx, Claim{Worker: info.ID, Queues: info.Queues, Actors: info.Actors, Max: n})
+	return s.Next(ctx, Claim{Worker: info.ID, Queues: info.Queues, Actors: append(slices.Clone(info.Actors), CanaryActor), Max: n})
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -330,7 +334,7 @@ func (c *crew) perform(ctx context.Context, r *running) {
 		cause := contextCause(ctx)
 		stop()
 		r.cancel(nil)
-		o := outcome(&r.task, result, err, cause, c.Handlers[r.task.Actor].retry, rand.Float64())
+		o := outcome(&r.task, result, err, cause, c.handler(r.task.Actor).retry, rand.Float64())
 		// What a run fails with whose claim was lost is no end of an attempt: another run is.
 		if lost := errors.Is(cause, ErrLeaseLost) && o.State != Completed; lost || c.follow(r, &o) {
 			c.finish(ending{running: r, outcome: o, took: time.Since(began)})
@@ -349,7 +353,7 @@ func (c *crew) call(ctx context.Context, t *Task) (result []byte, err error) {
 			err = panicError{v, debug.Stack()}
 		}
 	}()
-	h := c.Handlers[t.Actor]
+	h := c.handler(t.Actor)
 	args, err := c.open(ctx, h, t)
 	if err != nil {
 		return nil, err

@@ -554,7 +554,8 @@ func TestAHandlerThatNeverEndsEndsTheWorkerNotItsTasks(t *testing.T) {
 		}
 		time.Sleep(time.Minute + 20*time.Second)
 		check := registered(t, store)[0].Report.Check(opscore.CheckHandlers)
-		if check.State != opscore.CheckDegraded || !strings.Contains(check.Text, stuck.ID.String()) {
+		if check.State != opscore.CheckDegraded || !strings.Contains(check.Text, "(task "+stuck.ID.String()+") in ") ||
+			!strings.Contains(check.Text, "TestAHandlerThatNeverEndsEndsTheWorkerNotItsTasks") || !strings.Contains(check.Text, "(worker_test.go:") || !strings.Contains(check.Text, "chan receive") {
 			t.Errorf("while it is over its time: %+v", check)
 		}
 		innocent := add(t, store)

@@ -42,7 +42,7 @@ func TestADeafWorkerHealsItself(t *testing.T) {
 	for _, fault := range []struct{ name, queue, inject, says string }{
 		{"its consumer is forgotten", "default", `ok = gen_server2:call(amqqueue:get_pid(Q), {basic_cancel, Channel, Tag, undefined, <<"t">>})`, "queue default: 5 wait in the broker"},
 		{"that of delayed messages is", "default.DQ", `ok = gen_server2:call(amqqueue:get_pid(Q), {basic_cancel, Channel, Tag, undefined, <<"t">>})`, "queue default.DQ: 5 wait in the broker"},
-		{"its channel is frozen", "default", `ok = sys:suspend(Channel)`, "does not answer on the connection"},
+		{"its channel is frozen", "default", `persistent_term:put(frozen, Channel), ok = sys:suspend(Channel)`, "does not answer on the connection"},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
 			n, at := node(t)
@@ -58,6 +58,9 @@ func TestADeafWorkerHealsItself(t *testing.T) {
 			}
 			c := r.reported(opscore.CheckDelivery, opscore.CheckDegraded, "deaf", fault.says, "messages wait in their queue")
 			t.Logf("said after %v: %+v", time.Since(injected), c)
+			// As long as a channel within the broker is neither alive nor dead, the broker goes on to give it messages, and takes none back: there only the
+			// broker can heal itself. The old channel has no connection any more, and whatever it got must come to the new one.
+			eval(t, n, `catch sys:resume(persistent_term:get(frozen, none), 1000)`)
 			for _, id := range ids {
 				r.completed(id, "3")
 			}

@@ -70,7 +70,7 @@ func (s *Store) Adopt(ctx context.Context, want opscore.Claim, messages []opscor
 		return nil, context.Cause(ctx)
 	}
 	// As a claim it is run to its end: what is cut off in the middle may be ours without our knowing.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opscore.HeartbeatEvery)
+	ctx, cancel := within(context.WithoutCancel(ctx), opscore.HeartbeatEvery)
 	defer cancel()
 	a := &adopting{want: &want, messages: slices.Clone(messages), answers: make([]opscore.Adopted, len(messages))}
 	for i := range a.messages {
@@ -295,7 +295,7 @@ func (s *Store) keepRest(ctx context.Context, a *adopting) {
 		o.ID, o.Actor, o.Queue = cmp.Or(o.ID, m.Request.ID), cmp.Or(o.Actor, m.Request.Actor), cmp.Or(o.Queue, m.Request.Queue)
 		orphans, of = append(orphans, o), append(of, i)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opscore.HeartbeatEvery)
+	ctx, cancel := within(context.WithoutCancel(ctx), opscore.HeartbeatEvery)
 	defer cancel()
 	kept, err := s.keepOrphans(ctx, orphans)
 	for k, i := range of {

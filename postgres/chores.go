@@ -176,6 +176,20 @@ func (s *Store) Prune(ctx context.Context, r opscore.Retention) (int, error) {
 	return 0, s.forgetOrphans(ctx, cmp.Or(r.Orphans, opscore.OrphanFor))
 }
 
+// Discard implements [opscore.Discarder].
+func (s *Store) Discard(ctx context.Context, canaries []opscore.ID) (n int, err error) {
+	err = s.pool.QueryRow(ctx, s.sql(`WITH l AS MATERIALIZED (
+			SELECT id FROM opscore.task WHERE id = ANY($1) AND actor = $2 AND state IN ('completed', 'failed', 'cancelled') ORDER BY id FOR UPDATE),
+		`+removeSQL), canaries, opscore.CanaryActor).Scan(&n)
+	return n, unavailable("discard canaries", err)
+}
+
+// removeSQL deletes the tasks l with their history.
+const removeSQL = `d AS (DELETE FROM opscore.task t USING l WHERE t.id = l.id RETURNING t.id),
+		a AS (DELETE FROM opscore.attempt a USING l WHERE a.task = l.id),
+		g AS (DELETE FROM opscore.log g USING l WHERE g.task = l.id)
+		SELECT count(*) FROM d`
+
 // prune removes tasks of one state that finished longer than keep ago: those of queue, or, for queue "", those of all
 // queues without a period of their own.
 func (s *Store) prune(ctx context.Context, state opscore.State, queue string, own []string, keep time.Duration) (n int, err error) {
@@ -190,9 +204,6 @@ func (s *Store) prune(ctx context.Context, state opscore.State, queue string, ow
 			SELECT id FROM opscore.task WHERE `+index+` AND state = $1 AND finished_at < clock_timestamp() - $2 * interval '1 microsecond'
 				AND CASE WHEN $3 = '' THEN queue <> ALL($4) ELSE queue = $3 END
 			ORDER BY id LIMIT $5 FOR UPDATE SKIP LOCKED),
-		d AS (DELETE FROM opscore.task t USING l WHERE t.id = l.id RETURNING t.id),
-		a AS (DELETE FROM opscore.attempt a USING l WHERE a.task = l.id),
-		g AS (DELETE FROM opscore.log g USING l WHERE g.task = l.id)
-		SELECT count(*) FROM d`), state, keep.Microseconds(), queue, list(own), batchSize).Scan(&n)
+		`+removeSQL), state, keep.Microseconds(), queue, list(own), batchSize).Scan(&n)
 	return n, err
 }

@@ -149,6 +149,8 @@ const readLanesSQL = laneSQL + `
 
 // readLanes finds the fronts of all lanes. It is an [opscore.ErrLeaseLost] if the worker is gone.
 func (s *Store) readLanes(ctx context.Context, worker opscore.ID) error {
+	ctx, cancel := within(ctx, opscore.HeartbeatEvery)
+	defer cancel()
 	sent := time.Now()
 	fronts, alive, err := s.readFronts(ctx, worker, sent)
 	if err != nil {

@@ -230,6 +230,15 @@ func (s *Store) Forget(ctx context.Context, queue string, waiting int, age time.
 	return int(tag.RowsAffected()), nil
 }
 
+// TicketOut says since when a ticket is out that names a task of a queue: the latest, if there are several.
+func (s *Store) TicketOut(ctx context.Context, queue string, task opscore.ID) (since time.Time, out bool, err error) {
+	err = s.pool.QueryRow(ctx, s.sql("SELECT at FROM opscore.ticket WHERE queue = $1 AND $2 = ANY(tasks) ORDER BY at DESC LIMIT 1"), queue, task).Scan(&since)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return since, false, nil
+	}
+	return since.UTC(), err == nil, unavailable("look for a ticket", err)
+}
+
 // Deployment says who this database is.
 func (s *Store) Deployment(ctx context.Context) (d opscore.Deployment, err error) {
 	var epoch *opscore.ID
@@ -244,12 +253,17 @@ func (s *Store) Deployment(ctx context.Context) (d opscore.Deployment, err error
 
 // Endpoint implements [opscore.Located].
 func (s *Store) Endpoint(ctx context.Context) (opscore.Endpoint, error) {
-	c := s.pool.Config().ConnConfig
+	e := endpoint(s.pool.Config().ConnConfig, s.schema)
 	d, err := s.Deployment(ctx)
+	e.Instance = d.Instance.String()
+	return e, err
+}
+
+// endpoint names a schema of a database, but for its instance.
+func endpoint(c *pgx.ConnConfig, schema string) opscore.Endpoint {
 	return opscore.Endpoint{
-		Kind: "postgres", Address: net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), Name: c.Database + "/" + strings.Trim(s.schema, `"`),
-		Instance: d.Instance.String(),
-	}, err
+		Kind: "postgres", Address: net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), Name: c.Database + "/" + strings.Trim(schema, `"`),
+	}
 }
 
 // BeginEpoch notes that the broker's state is a new one, unless somebody else has noted so since before was read, and returns

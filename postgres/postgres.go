@@ -22,14 +22,16 @@ import (
 // Store is a [opscore.Store] in one schema of a PostgreSQL database. Any number of processes may share it.
 type Store struct {
 	schema   string
-	pool     *pgxpool.Pool
-	beats    *pgxpool.Pool // one connection for heartbeats: a busy pool must not cost the lease
+	pool     *pool
+	beats    *pool // one connection for heartbeats: a busy pool must not cost the lease
 	wake     waker
 	lanes    lanes
 	outgoing outgoing
 	replay   replay
 	full     fullness
+	usage    *usage // of the pool
 	log      *slog.Logger
+	end      context.CancelFunc // ends what is under way
 
 	maxOrphans int
 
@@ -39,8 +41,11 @@ type Store struct {
 }
 
 var (
-	_ opscore.Store = (*Store)(nil)
-	_ opscore.Waker = (*Store)(nil)
+	_ opscore.Store     = (*Store)(nil)
+	_ opscore.Waker     = (*Store)(nil)
+	_ opscore.Discarder = (*Store)(nil)
+
+	_ opscore.Checked = (*Store)(nil)
 )
 
 // Options change how a database is used; the zero value is the default.
@@ -87,11 +92,51 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	return s, nil
 }
 
+// connectTimeout is how long a server is waited for that accepts the connection and says nothing, unless the URL or PGCONNECT_TIMEOUT says otherwise.
+const connectTimeout = 15 * time.Second
+
 func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	schema, err := o.schema()
 	if err != nil {
 		return nil, err
 	}
+	config, err := parseConfig(url)
+	if err != nil {
+		return nil, err
+	}
+	if config.ConnConfig.RuntimeParams["application_name"] == "" {
+		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
+	}
+	s := &Store{
+		schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}},
+		outgoing: outgoing{cursors: map[lane]cursor{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger(),
+		maxOrphans: cmp.Or(o.MaxOrphans, opscore.MaxOrphans), usage: newUsage(),
+	}
+	over, end := context.WithCancel(context.WithoutCancel(ctx))
+	s.end = end
+	config.AfterConnect = s.connected
+	s.wake.init()
+	single := config.Copy()
+	single.MaxConns, single.MinConns = 1, 0
+	s.usage.attach(config)
+	if s.pool, err = newPool(ctx, over, config); err != nil {
+		end()
+		return nil, unavailable("connect", err)
+	}
+	if s.beats, err = newPool(ctx, over, single); err != nil {
+		end()
+		s.pool.Close()
+		return nil, unavailable("connect", err)
+	}
+	if err := s.pool.Ping(ctx); err != nil {
+		s.Close()
+		return nil, unavailable("connect to "+address(config.ConnConfig), err)
+	}
+	return s, nil
+}
+
+// parseConfig reads the URL, and refuses what would go wrong without a word.
+func parseConfig(url string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, &opscore.Error{Code: opscore.CodeInvalid, Message: "database URL: " + redacted(err)}
@@ -102,30 +147,8 @@ func connect(ctx context.Context, url string, o Options) (*Store, error) {
 	if err := refuseMode(config.ConnConfig.DefaultQueryExecMode); err != nil {
 		return nil, err
 	}
-	if config.ConnConfig.RuntimeParams["application_name"] == "" {
-		config.ConnConfig.RuntimeParams["application_name"] = "opscore"
-	}
-	s := &Store{
-		schema: schema, texts: map[string]string{}, lanes: lanes{fronts: map[lane]front{}},
-		outgoing: outgoing{cursors: map[lane]cursor{}}, replay: replay{beats: map[opscore.ID]int64{}}, log: o.logger(),
-		maxOrphans: cmp.Or(o.MaxOrphans, opscore.MaxOrphans),
-	}
-	config.AfterConnect = s.connected
-	s.wake.init()
-	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
-		return nil, unavailable("connect", err)
-	}
-	single := config.Copy()
-	single.MaxConns, single.MinConns = 1, 0
-	if s.beats, err = pgxpool.NewWithConfig(ctx, single); err != nil {
-		s.pool.Close()
-		return nil, unavailable("connect", err)
-	}
-	if err := s.pool.Ping(ctx); err != nil {
-		s.Close()
-		return nil, unavailable("connect to "+address(config.ConnConfig), err)
-	}
-	return s, nil
+	config.ConnConfig.ConnectTimeout = cmp.Or(config.ConnConfig.ConnectTimeout, connectTimeout)
+	return config, nil
 }
 
 // refuseDowngrade refuses what sslmode=prefer and allow do with a server elsewhere: try without encryption as well.
@@ -139,7 +162,7 @@ func refuseDowngrade(c *pgx.ConnConfig) error {
 			}
 			return &opscore.Error{Code: opscore.CodeInvalid, Message: fmt.Sprintf(
 				"database at %s: sslmode prefer or allow may end up without encryption and not say so; use sslmode=verify-full "+
-					"(or require), or sslmode=disable if plain text is what you want", f.Host)}
+					"(or require), or sslmode=disable if plain text is what you want", f.Host[strings.LastIndex(f.Host, "@")+1:])} // a password with an @ looks like a part of it
 		}
 	}
 	return nil
@@ -172,15 +195,25 @@ func address(c *pgx.ConnConfig) string {
 	return fmt.Sprintf("%s:%d, database %s", c.Host, c.Port, c.Database)
 }
 
-// Close ends the connections. Workers, keepers and clients of the store must have stopped.
+// Close ends the connections. Workers, keepers and clients of the store must have stopped: what is under way ends with an error, and a
+// connection that somebody does not give back, such as a handler that ignores its cancelled context, is not waited for long.
 func (s *Store) Close() {
+	s.end()
 	s.wake.close()
-	s.beats.Close()
-	s.pool.Close()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		s.beats.Close()
+		s.pool.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(2 * closeFor):
+	}
 }
 
 // Pool returns the connections, for the caller's own transactions.
-func (s *Store) Pool() *pgxpool.Pool { return s.pool }
+func (s *Store) Pool() *pgxpool.Pool { return s.pool.Pool }
 
 // sql puts the schema's name into a statement, which says opscore.
 func (s *Store) sql(text string) string {

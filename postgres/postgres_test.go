@@ -67,6 +67,8 @@ func harness(t *testing.T) storetest.Harness {
 
 func TestConformance(t *testing.T) { storetest.Run(t, harness(t)) }
 
+func TestDiscarderConformance(t *testing.T) { storetest.RunDiscarder(t, harness(t)) }
+
 func TestOutboxConformance(t *testing.T) { storetest.RunOutbox(t, harness(t)) }
 
 func TestTheStoreBehavesLikeItsModel(t *testing.T) {

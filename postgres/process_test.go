@@ -343,6 +343,55 @@ func TestOutcomesThatTheDatabaseHasLostAreRecordedAgain(t *testing.T) {
 	}
 }
 
+func TestAWorkerGoesOnWhenItsConnectionsPassNothingOnAnyMore(t *testing.T) {
+	url := database(t)
+	direct := open(t, url)
+	proxy := nodes.NewProxy(t, direct.Address())
+	s := open(t, proxy.URL(url))
+	h := opscore.Handlers{}
+	began, goOn := make(chan struct{}, 21), make(chan struct{})
+	opscore.Handle(h, charge, func(context.Context, order) (string, error) {
+		began <- struct{}{}
+		<-goOn
+		return "", nil
+	})
+	employ(t, &opscore.Worker{Store: s, Handlers: h, Slots: 2})
+	fill(t, direct, 1)
+	<-began
+	proxy.Strand()
+	close(goOn)
+	fill(t, direct, 20)
+	until(t, "the outcome is recorded and new tasks run", 40*time.Second, func() bool {
+		return count(t, direct, "SELECT count(*) FROM opscore.task WHERE state = 'completed'") == 21
+	})
+	if n := count(t, direct, "SELECT count(*) FROM opscore.worker"); n != 1 {
+		t.Errorf("the worker had %d identities: it lost its lease", n)
+	}
+}
+
+func TestAStoreClosesThoughItsConnectionsPassNothingOn(t *testing.T) {
+	url := database(t)
+	direct := open(t, url)
+	proxy := nodes.NewProxy(t, direct.Address())
+	s := open(t, proxy.URL(url))
+	s.Wake()
+	proxy.Blackhole()
+	failed := make(chan error, 1)
+	go func() {
+		_, err := s.Expire(t.Context())
+		failed <- err
+	}()
+	until(t, "a chore is under way", 5*time.Second, func() bool { return s.Pool().Stat().AcquiredConns() > 0 })
+	began := time.Now()
+	s.Close()
+	if err := <-failed; err == nil {
+		t.Error("the chore went well")
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
 func TestTasksOfAClaimThatWasCutOffDoNotStart(t *testing.T) {
 	url := database(t)
 	direct := open(t, url)

@@ -22,14 +22,14 @@ const claimed = `
 		progress = 0, progress_text = ''
 	FROM pick WHERE t.ctid = pick.at
 	RETURNING id, queue, actor, -rank, run_at, created_at, expires_at, timeout, max_attempts, attempt, lost, claim_seq, started_at,
-		unique_key, labels, args, retry, origin`
+		unique_key, labels, args, retry, origin, `
 
 // claimDue takes the most urgent $4 of the lanes that begin at $1 (queue), $2 (actor), $5 (rank), $6 (due time) and $7 (id).
 // SKIP LOCKED never waits, so the order of locking does not matter here. claimNotOut leaves out what tickets younger than $8 name.
 const (
-	claimDue    = "WITH " + claimLanes + claimEnd + claimed
+	claimDue    = "WITH " + claimLanes + claimEnd + claimed + noTicket
 	claimNotOut = "WITH " + outCTE + " AND k.at > now() - $8 * interval '1 microsecond'), " + claimLanes +
-		" AND (id, claim_seq) NOT IN (SELECT task, seq FROM away)" + claimEnd + claimed
+		" AND (id, claim_seq) NOT IN (SELECT task, seq FROM away)" + claimEnd + claimed + noTicket
 )
 
 const (
@@ -52,14 +52,18 @@ const (
 // tickets $5 named, which are over if all their tasks are claimed here. The state is compared in a way that task_due cannot serve: else the
 // planner might read all that is due for them.
 const (
-	claimByID    = "WITH " + claimIDs + claimed
+	claimByID    = "WITH " + claimIDs + claimed + noTicket
 	claimTickets = "WITH " + claimIDs + `,
 	ended AS MATERIALIZED (
 		SELECT id FROM opscore.ticket k WHERE k.id = ANY($5)
 			AND NOT EXISTS (SELECT FROM unnest(k.tasks) AS task WHERE task NOT IN (SELECT pick.task FROM pick))
 		ORDER BY id FOR UPDATE SKIP LOCKED),
-	over AS (DELETE FROM opscore.ticket k USING ended WHERE k.id = ended.id)` + claimed
+	over AS (DELETE FROM opscore.ticket k USING ended WHERE k.id = ended.id)` + claimed + `CASE t.actor WHEN 'opscore' || '.canary'
+		THEN (SELECT min(at) FROM opscore.ticket k WHERE k.id = ANY($5) AND t.id = ANY(k.tasks)) END`
 )
+
+// noTicket is in place of when the ticket of a canary was issued. Its name is in two parts in the statement, or it would be taken for the schema's.
+const noTicket = "NULL::timestamptz"
 
 const claimIDs = `pick AS MATERIALIZED (
 		SELECT ctid AS at, id AS task FROM opscore.task
@@ -133,7 +137,7 @@ func (s *Store) claim(ctx context.Context, want *opscore.Claim, text string, arg
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opscore.HeartbeatEvery)
+	ctx, cancel := within(context.WithoutCancel(ctx), opscore.HeartbeatEvery)
 	defer cancel()
 	err = s.steered(ctx, s.pool, func(rows pgx.Rows) error {
 		if tasks == nil {
@@ -152,20 +156,23 @@ func (s *Store) claim(ctx context.Context, want *opscore.Claim, text string, arg
 }
 
 func scanClaimed(rows pgx.Rows, t *opscore.Task) error {
-	var expires *time.Time
+	var expires, out *time.Time
 	var timeout int64
 	var retry *opscore.Backoff
 	err := rows.Scan((*[16]byte)(&t.ID), &t.Queue, &t.Actor, &t.Priority, &t.RunAt, &t.CreatedAt, &expires, &timeout, &t.MaxAttempts, &t.Attempt,
-		&t.Lost, &t.ClaimSeq, &t.StartedAt, &t.UniqueKey, &t.Labels, (*[]byte)(&t.Args), &retry, (*[]byte)(&t.Origin))
+		&t.Lost, &t.ClaimSeq, &t.StartedAt, &t.UniqueKey, &t.Labels, (*[]byte)(&t.Args), &retry, (*[]byte)(&t.Origin), &out)
 	if retry != nil {
 		t.Retry = *retry
 	}
+	t.Arrival.Out = timeOf(out)
 	t.ExpiresAt, t.Timeout = timeOf(expires), opscore.Duration(time.Duration(timeout)*time.Microsecond)
 	return err
 }
 
 // Finish implements [opscore.Runs].
 func (s *Store) Finish(ctx context.Context, outcomes []opscore.Outcome) ([]opscore.Recorded, error) {
+	ctx, cancel := within(ctx, recordFor)
+	defer cancel()
 	recorded, wrote := make([]opscore.Recorded, len(outcomes)), make([]bool, len(outcomes))
 	rest, err := s.completePlain(ctx, outcomes, recorded, wrote)
 	if err == nil && len(rest) > 0 {

@@ -6,6 +6,10 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/opscore/opscore"
 )
 
 // waker tells the sources of this process that a task may have become due.
@@ -86,21 +90,46 @@ func (s *Store) listenOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	limited, cancel := within(ctx, opscore.HeartbeatEvery)
+	defer cancel()
 	var pid uint32
-	if err := pooled.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil || pid != pooled.Conn().PgConn().PID() {
+	if err := pooled.QueryRow(limited, "SELECT pg_backend_pid()").Scan(&pid); err != nil || pid != pooled.Conn().PgConn().PID() {
 		pooled.Release()
 		return cmp.Or(err, errProxied)
 	}
 	conn := pooled.Hijack() // a connection of its own: it listens for good
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	if _, err := conn.Exec(ctx, "LISTEN "+s.channel()); err != nil {
+	s.usage.forget(conn)
+	defer func() {
+		ending, cancel := within(context.WithoutCancel(ctx), closeFor)
+		defer cancel()
+		_ = conn.Close(ending)
+	}()
+	if _, err := conn.Exec(limited, "LISTEN "+s.channel()); err != nil {
 		return err
 	}
 	for {
-		if _, err := conn.WaitForNotification(ctx); err != nil {
+		if err := s.hear(ctx, conn); err != nil {
 			return err
 		}
 		s.wake.all()
+	}
+}
+
+// hear waits for a notification. A connection that says nothing for long is asked whether it still lives.
+func (s *Store) hear(ctx context.Context, conn *pgx.Conn) error {
+	for {
+		quiet, cancel := context.WithTimeout(ctx, statementFor)
+		_, err := conn.WaitForNotification(quiet)
+		cancel()
+		if err == nil || ctx.Err() != nil || conn.IsClosed() {
+			return err
+		}
+		ping, cancel := within(ctx, pingFor)
+		err = conn.Ping(ping)
+		cancel()
+		if err != nil {
+			return err
+		}
 	}
 }
 

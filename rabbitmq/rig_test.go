@@ -38,8 +38,8 @@ type rig struct {
 	submitted atomic.Int64
 
 	mu      sync.Mutex
-	waits   []time.Duration // from submit to start
-	changed chan struct{}   // closed at the next start
+	starts  []start
+	changed chan struct{} // closed at the next start
 }
 
 func newRig(t testing.TB, at string) *rig {
@@ -85,7 +85,7 @@ func (r *rig) handle(ctx context.Context, o order) (string, error) {
 	run := opscore.FromContext(ctx)
 	sec, nsec := run.ID.Time().UnixTime()
 	r.mu.Lock()
-	r.waits = append(r.waits, started.Sub(time.Unix(sec, nsec)))
+	r.starts = append(r.starts, start{time.Unix(sec, nsec), started})
 	close(r.changed)
 	r.changed = make(chan struct{})
 	r.mu.Unlock()
@@ -213,14 +213,51 @@ func (r *rig) count(query string, args ...any) (n int) {
 	return n
 }
 
-// delays returns how long tasks have waited for their starts since the last call, shortest first.
-func (r *rig) delays() []time.Duration {
+// start is when a task was submitted, and when it started.
+type start struct{ submitted, at time.Time }
+
+// since returns the starts since the last call, in the order of the submits.
+func (r *rig) since() []start {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	d := r.waits
-	r.waits = nil
+	some := r.starts
+	r.starts = nil
+	slices.SortFunc(some, func(a, b start) int { return a.submitted.Compare(b.submitted) })
+	return some
+}
+
+// delays returns how long tasks have waited for their starts since the last call, shortest first.
+func (r *rig) delays() []time.Duration { return delays(r.since()) }
+
+func delays(starts []start) (d []time.Duration) {
+	for _, s := range starts {
+		d = append(d, s.at.Sub(s.submitted))
+	}
 	slices.Sort(d)
 	return d
+}
+
+// keptBack returns for how long, at the most, a task waited while others that came after it were started, or while none was started. On a
+// machine that is too slow for the load tasks wait for their turn besides, which is not what a fault does to them.
+func keptBack(inOrder []start) (most time.Duration) {
+	first := time.Time{} // the earliest start of those that were submitted later
+	for _, s := range slices.Backward(inOrder) {
+		if !first.IsZero() {
+			most = max(most, s.at.Sub(first))
+		}
+		if first.IsZero() || s.at.Before(first) {
+			first = s.at
+		}
+	}
+	byStart := slices.SortedFunc(slices.Values(inOrder), func(a, b start) int { return a.at.Compare(b.at) })
+	for i := 1; i < len(byStart); i++ {
+		idle := byStart[i-1].at
+		if s := byStart[i].submitted; s.After(idle) {
+			idle = s
+		}
+		most = max(most, byStart[i].at.Sub(idle))
+	}
+	return most
 }
 
 func percentile(sorted []time.Duration, p int) time.Duration {

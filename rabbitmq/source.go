@@ -241,6 +241,7 @@ func (s *Source) claim(ctx context.Context, want opscore.Claim, pieces []piece) 
 	clear(named)
 	for i := range got.Tasks {
 		named[got.Tasks[i].ID] = true
+		arrived(&got.Tasks[i], pieces, sent.Add(now.Sub(sent)/2))
 	}
 	var claimed, missed []piece
 	for _, p := range pieces {
@@ -258,6 +259,18 @@ func (s *Source) claim(ctx context.Context, want opscore.Claim, pieces []piece) 
 	s.settle(claimed)
 	s.misses.Add(missed...)
 	return got.Tasks, nil
+}
+
+// arrived notes how long the ticket of a canary has waited for its claim.
+func arrived(t *opscore.Task, pieces []piece, claimed time.Time) {
+	if t.Actor != opscore.CanaryActor {
+		return
+	}
+	for _, p := range pieces {
+		if p.id == t.ID {
+			t.Arrival.Waited = max(claimed.Sub(p.came), 0)
+		}
+	}
 }
 
 // full stops the flow of tickets before the ones that filled the last slots are settled, if the source has been holding too many of

@@ -76,7 +76,7 @@ var (
 	descSlots   = desc("slots", "Tasks that the worker runs at a time, at most.")
 	descRunning = desc("tasks_running", "Tasks that it runs.")
 	descCheck   = desc("check", "0 if the check is well, 1 if it is degraded, 2 if it has failed.", "check")
-	descDropped = desc("log_lines_dropped_total", "Log lines that nobody read fast enough.")
+	descDropped = desc("log_lines_dropped_total", "Log lines that could not be written, or that nobody read fast enough.")
 	descSkew    = desc("clock_skew_seconds", "The worker's clock less the store's.")
 )
 

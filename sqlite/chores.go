@@ -226,7 +226,7 @@ func (s *Store) Prune(ctx context.Context, r opscore.Retention) (removed int, er
 	err = s.write(ctx, "prune tasks", func(c *conn) error {
 		removed = 0
 		for _, id := range old {
-			n, err := remove(c, id)
+			n, err := remove(c, id, "")
 			if err != nil {
 				return err
 			}
@@ -237,9 +237,25 @@ func (s *Store) Prune(ctx context.Context, r opscore.Retention) (removed int, er
 	return removed, err
 }
 
-// remove deletes a terminal task with its history, and says whether it did: 1, or 0 if an operator put it back meanwhile.
-func remove(c *conn, id opscore.ID) (int, error) {
-	n, err := c.exec("DELETE FROM opscore_task WHERE id = ? AND state IN ('completed', 'failed', 'cancelled')", id[:])
+// Discard implements [opscore.Discarder].
+func (s *Store) Discard(ctx context.Context, canaries []opscore.ID) (removed int, err error) {
+	err = s.write(ctx, "discard canaries", func(c *conn) error {
+		removed = 0
+		for _, id := range canaries {
+			n, err := remove(c, id, " AND actor = '"+opscore.CanaryActor+"'")
+			if err != nil {
+				return err
+			}
+			removed += n
+		}
+		return nil
+	})
+	return removed, err
+}
+
+// remove deletes a terminal task with its history, if it is one that is meant, and says whether it did: 1, or 0 if an operator put it back meanwhile.
+func remove(c *conn, id opscore.ID, meant string) (int, error) {
+	n, err := c.exec("DELETE FROM opscore_task WHERE id = ? AND state IN ('completed', 'failed', 'cancelled')"+meant, id[:])
 	if err != nil || n == 0 {
 		return 0, err
 	}

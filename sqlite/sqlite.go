@@ -34,8 +34,9 @@ type Store struct {
 }
 
 var (
-	_ opscore.Store = (*Store)(nil)
-	_ opscore.Waker = (*Store)(nil)
+	_ opscore.Store     = (*Store)(nil)
+	_ opscore.Waker     = (*Store)(nil)
+	_ opscore.Discarder = (*Store)(nil)
 )
 
 // busyTimeout is how long a statement waits for another process's or transaction's write lock.

@@ -25,4 +25,6 @@ var harness = storetest.Harness{
 
 func TestConformance(t *testing.T) { storetest.Run(t, harness) }
 
+func TestDiscarderConformance(t *testing.T) { storetest.RunDiscarder(t, harness) }
+
 func TestTheStoreBehavesLikeItsModel(t *testing.T) { storetest.RunModel(t, harness) }

@@ -396,6 +396,12 @@ func (c *config) origin(key string) string {
 	return "default"
 }
 
+// origins says for each kind of endpoint where it comes from that it is used.
+func (c *config) origins() map[string]string {
+	database, broker := c.origin("database"), c.origin("broker")
+	return map[string]string{"sqlite": database, "postgres": database, "rabbitmq": broker}
+}
+
 // fellBack reports whether the value of a setting is one that was meant for many programs.
 func (c *config) fellBack(key string) bool {
 	v := c.value(key)

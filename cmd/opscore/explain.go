@@ -13,11 +13,21 @@ import (
 
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/doctor"
+	"github.com/opscore/opscore/host"
+	"github.com/opscore/opscore/postgres"
+	"github.com/opscore/opscore/sqlite"
 )
 
 // sources are those that know of facts besides the store. This is where they are wired.
-func (c *config) sources(_ database, open func(context.Context) (store, error)) []doctor.Source {
-	return c.askBroker(open)
+func (c *config) sources(place database, open func(context.Context) (store, error)) []doctor.Source {
+	sources := []doctor.Source{{Name: "host", Gatherer: host.Inspector{}}}
+	switch p := place.(type) {
+	case postgresPlace:
+		sources = append(sources, doctor.Source{Name: "postgres", At: p.String(), Gatherer: postgres.Inspector{URL: p.url, Options: p.options()}})
+	case sqliteFile:
+		sources = append(sources, doctor.Source{Name: "sqlite", At: p.String(), Gatherer: sqlite.Inspector{Path: string(p)}})
+	}
+	return append(sources, c.askBroker(open)...)
 }
 
 func (a *app) explainCommand() *cobra.Command {

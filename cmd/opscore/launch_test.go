@@ -260,8 +260,11 @@ func (l *launch) completes(actor string) {
 	cmd.Env = l.env()
 	out, err := cmd.Output()
 	if err != nil {
-		exit, _ := errors.AsType[*exec.ExitError](err)
-		l.Fatalf("a task of a worker that was started by %s: %v: %s\nthe log:\n%s", l.cmd, errors.Join(err, ctx.Err()), exit.Stderr, l.log())
+		var said []byte
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			said = exit.Stderr
+		}
+		l.Fatalf("a task of a worker that was started by %s: %v: %s\nthe log:\n%s", l.cmd, errors.Join(err, ctx.Err()), said, l.log())
 	}
 	if got := strings.TrimSpace(string(out)); got != args {
 		l.Errorf("the result is %s, want %s", got, args)

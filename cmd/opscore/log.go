@@ -74,10 +74,10 @@ type lineWriter struct {
 	after  int64     // lines dropped behind the last one of the queue
 	began  time.Time // of the write under way
 	total  int64     // lines dropped, ever
+	why    error     // a write failed, and that the log could not tell yet
 
 	// Of the goroutine that writes:
 	missed int64 // lines dropped that the log does not tell yet
-	why    error // the last write failed
 	torn   bool  // the last write left a line without its end
 
 	more    chan struct{} // holds one if there may be something in the queue
@@ -137,6 +137,19 @@ func (w *lineWriter) stalled() time.Duration {
 	return time.Since(w.began)
 }
 
+// failing returns why lines cannot be written at all; nil if they can.
+func (w *lineWriter) failing() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.why
+}
+
+func (w *lineWriter) fails(why error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.why = why
+}
+
 // tell completes what the worker says of itself.
 func (w *lineWriter) tell(r *opscore.Report) {
 	r.LogDropped = w.dropped()
@@ -144,6 +157,9 @@ func (w *lineWriter) tell(r *opscore.Report) {
 	if stuck := w.stalled(); stuck > 0 {
 		check.State, check.Since = opscore.CheckDegraded, time.Now().Add(-stuck).UTC()
 		check.Text = "nobody reads it: the line that is being written waits; work goes on, and lines are dropped once too many wait"
+	}
+	if why := w.failing(); why != nil {
+		check.State, check.Text = opscore.CheckDegraded, "it cannot be written: "+why.Error()+"; work goes on, and lines are dropped"
 	}
 	r.Add(check)
 	for _, f := range []*os.File{os.Stdout, os.Stderr} {
@@ -206,13 +222,14 @@ func (w *lineWriter) report() {
 	}
 	r := slog.NewRecord(time.Now(), slog.LevelWarn, "log lines were dropped", 0)
 	r.AddAttrs(slog.Int64("lines", w.missed), slog.Int64("since_the_start", w.dropped()))
-	if w.why != nil {
-		r.AddAttrs(slog.Any("error", w.why))
+	if why := w.failing(); why != nil {
+		r.AddAttrs(slog.Any("error", why))
 	} else {
 		r.AddAttrs(slog.String("why", "they were not read fast enough"))
 	}
 	if w.own.Handle(context.Background(), r) == nil {
-		w.missed, w.why = 0, nil
+		w.missed = 0
+		w.fails(nil)
 	}
 }
 
@@ -225,7 +242,7 @@ func (w *lineWriter) put(line []byte) (int, error) {
 	n, err := w.to.Write(line)
 	w.underWay(time.Time{})
 	if err != nil {
-		w.why = err
+		w.fails(err)
 	}
 	if n > 0 {
 		w.torn = line[n-1] != '\n'

@@ -12,10 +12,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/opscore/opscore"
 )
 
 // valve is a destination that takes nothing until it is opened.
@@ -422,4 +425,31 @@ func TestTheLogOfAWorkerIsThatOfTheProcess(t *testing.T) {
 			t.Errorf("verbose %t: the log has %d lines, want %d:\n%s", verbose, got, want, &stderr)
 		}
 	}
+}
+
+// TestALogThatCannotBeWrittenIsShown has every write fail, and then none.
+func TestALogThatCannotBeWrittenIsShown(t *testing.T) {
+	t.Parallel()
+	var full atomic.Bool
+	full.Store(true)
+	w := newLineWriter(writerFunc(func(line []byte) (int, error) {
+		if full.Load() {
+			return 0, syscall.ENOSPC
+		}
+		return len(line), nil
+	}), "text")
+	defer w.close()
+	check := func() opscore.Check {
+		var r opscore.Report
+		w.tell(&r)
+		return r.Check(opscore.CheckLog)
+	}
+	_, _ = w.Write([]byte("lost\n"))
+	eventuallyTrue(t, "a degraded log", func() bool { return check().State == opscore.CheckDegraded })
+	if text := check().Text; !strings.Contains(text, syscall.ENOSPC.Error()) {
+		t.Errorf("it says %q", text)
+	}
+	full.Store(false)
+	_, _ = w.Write([]byte("written\n"))
+	eventuallyTrue(t, "a log in order", func() bool { return check().State == opscore.CheckOK })
 }

@@ -99,7 +99,12 @@ type interruptedError struct{ text string }
 
 func (e interruptedError) Error() string { return e.text }
 
-var userinfo = regexp.MustCompile(`://[^\s"'@]*:[^\s"']*@`)
+var (
+	userinfo    = regexp.MustCompile(`://[^\s"'@]*:[^\s"']*@`)
+	secretParam = regexp.MustCompile(`(?i)([?&](?:\w*pass\w*|\w*secret\w*|\w*token\w*|\w*key)=)[^&\s"']*`)
+)
 
-// redact removes the user and the password of a URL that has a password: errors quote what they were given, secrets included.
-func redact(s string) string { return userinfo.ReplaceAllString(s, "://…@") }
+// redact removes the user and the password of a URL that has a password, and parameters that are secret: errors quote what they were given.
+func redact(s string) string {
+	return secretParam.ReplaceAllString(userinfo.ReplaceAllString(s, "://…@"), "${1}…")
+}

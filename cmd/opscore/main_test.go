@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -19,7 +20,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"opscore": main})
+	if base := filepath.Base(os.Args[0]); base != "opscore" && base != "accomplice" { // the tests, not a command of a script
+		// Processes that the tests start would inherit an ignored SIGHUP, as under nohup, and not end by it. A caught one they do not.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
+	testscript.Main(m, map[string]func(){"opscore": main, "accomplice": accomplice})
 }
 
 // TestScripts runs testdata/*.txtar, which read as the manual of each command. What they say holds on SQLite.

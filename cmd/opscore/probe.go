@@ -132,6 +132,9 @@ type herald struct {
 	log    *slog.Logger
 	out    *lineWriter
 	file   *readyFileWriter
+
+	mu    sync.Mutex // one announcement at a time
+	ready opscore.ID // the worker that was announced
 }
 
 func newHerald(token string, log *slog.Logger, out *lineWriter, file *readyFileWriter) *herald {
@@ -158,19 +161,38 @@ func (h *herald) watch(ctx context.Context, listen string) {
 	wg.Wait()
 }
 
-// ready tells that the worker takes tasks.
-func (h *herald) ready(info opscore.WorkerInfo) error {
+// announce tells that the worker takes tasks, under the id that it has by now.
+func (h *herald) announce() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	info := h.info()
 	if err := h.file.write(info); err != nil {
 		return err
 	}
+	h.ready = info.ID
 	tellSystemd(daemon.SdNotifyReady+"\nSTATUS=worker "+info.ID.String()+" is ready", h.log)
 	return nil
+}
+
+// outdated reports whether the worker was announced under another id: it has lost its lease since.
+func (h *herald) outdated(id opscore.ID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ready != opscore.ID{} && h.ready != id
 }
 
 // observe is the worker's hook.
 func (h *herald) observe(e opscore.Event) {
 	h.probe.Observe(e)
-	if e.Kind == opscore.EventWorker && e.Code == opscore.Code(opscore.WorkerDraining) {
+	if e.Kind != opscore.EventWorker {
+		return
+	}
+	switch state := opscore.WorkerState(e.Code); {
+	case state == opscore.WorkerDraining:
 		tellSystemd(daemon.SdNotifyStopping, h.log)
+	case state == opscore.WorkerReady && h.outdated(e.Worker):
+		if err := h.announce(); err != nil {
+			h.log.Error("cannot tell the new id", "error", err)
+		}
 	}
 }

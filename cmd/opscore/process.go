@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -67,13 +68,31 @@ type lifeline struct {
 }
 
 func (l *lifeline) add(flags *pflag.FlagSet) {
-	const name = "die-with-parent"
-	addFlag(flags, name, "stop when the process that started this one is gone; with its id also if that was before this one could look: `PID`",
+	addFlag(flags, lifelineFlag, "stop when the process that started this one is gone; with its id also if that was before this one could look",
 		parseLifeline, func(given lifeline) { *l = given })
-	flags.Lookup(name).NoOptDefVal = "true"
+	flags.Lookup(lifelineFlag).NoOptDefVal = unnamedParent
+}
+
+const (
+	lifelineFlag  = "die-with-parent"
+	unnamedParent = "PID" // what the flag has without a value; help shows it as [=PID]
+)
+
+// strayParent refuses the id of a parent that is an argument, because the flag takes one only after an =.
+func strayParent(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 || !cmd.Flags().Changed(lifelineFlag) {
+		return nil
+	}
+	if given, err := parseLifeline(args[0]); err != nil || given.pid == 0 {
+		return nil
+	}
+	return usagef("unexpected argument %q: write --%s=%s", args[0], lifelineFlag, args[0])
 }
 
 func parseLifeline(text string) (lifeline, error) {
+	if text == unnamedParent {
+		return lifeline{held: true}, nil
+	}
 	if held, err := strconv.ParseBool(text); err == nil && text != "1" && text != "0" {
 		return lifeline{held: held}, nil
 	}

@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -32,9 +35,11 @@ var (
 type fleet struct {
 	*testing.T
 	dir, journal string
+	file         string // of the database; "" if it is PostgreSQL's
 	env          []string
 	store        store
 	client       *opscore.Client
+	stopping     sync.RWMutex // held while a worker is being stopped, and for reading while one starts
 }
 
 // The actor notes its run when it starts; the result names the worker's process.
@@ -50,8 +55,10 @@ func newFleet(t *testing.T, tier string) *fleet {
 	if err := os.WriteFile(filepath.Join(dir, "opscore.yaml"), []byte(fleetConfig), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	at := "OPSCORE_DATABASE_URL=" + filepath.Join(dir, "opscore.db")
+	f.file = filepath.Join(dir, "opscore.db")
+	at := "OPSCORE_DATABASE_URL=" + f.file
 	if tier == "cluster" {
+		f.file = ""
 		at = "OPSCORE_DATABASE_URL=" + nodes.Database(t, "opscore", func(url string) error {
 			return postgres.Migrate(t.Context(), url, postgres.Options{})
 		})
@@ -87,20 +94,28 @@ type member struct {
 	cmd  *exec.Cmd
 	said said
 	info opscore.WorkerInfo
+
+	ready string // the ready file
 }
 
 // hire starts a worker and returns when it is ready.
 func (f *fleet) hire(args ...string) *member {
 	f.Helper()
+	f.stopping.RLock()
+	defer f.stopping.RUnlock()
 	log, stderr := newSaid(f.T)
 	ready := filepath.Join(f.TempDir(), "ready")
-	m := &member{fleet: f, said: log, cmd: opscoreCommand(f.T, append([]string{"worker", "--ready-file", ready}, args...)...)}
+	m := &member{fleet: f, said: log, ready: ready, cmd: opscoreCommand(f.T, append([]string{"worker", "--ready-file", ready}, args...)...)}
 	m.cmd.Dir, m.cmd.Stderr = f.dir, stderr
 	m.cmd.Env = append(m.cmd.Env, f.env...)
 	if err := m.cmd.Start(); err != nil {
 		f.Fatal(err)
 	}
-	f.Cleanup(func() { _ = m.cmd.Process.Kill() }) // what is left after a failure
+	f.Cleanup(func() { // what is left after a failure
+		if m.cmd.Process.Kill() == nil {
+			f.Logf("worker %s with process %d said: %s", m.info.ID, m.cmd.Process.Pid, log.match(f.T, `(?s).*`))
+		}
+	})
 	eventuallyTrue(f.T, "a ready worker", func() bool {
 		if doc, err := os.ReadFile(ready); err == nil && json.Unmarshal(doc, &m.info) == nil {
 			return true
@@ -253,7 +268,7 @@ func TestAWorkerThatWasStoppedForLongerThanItsLeaseChangesNoOutcome(t *testing.T
 	tiers(t, func(t *testing.T, tier string) {
 		f := newFleet(t, tier)
 		keeper := f.hire("--queues", "none")                        // somebody has to take back what zombies had
-		atOnce := map[string]int{"embedded": 2, "cluster": 8}[tier] // one that is stopped in the middle of a write holds up all that share its file
+		atOnce := map[string]int{"embedded": 4, "cluster": 8}[tier] // one that is stopped in the middle of a write holds up all that share its file
 		var living sync.WaitGroup
 		late, turns := make(chan bool, *zombies), make(chan struct{}, atOnce)
 		for i := range *zombies {
@@ -278,6 +293,129 @@ func TestAWorkerThatWasStoppedForLongerThanItsLeaseChangesNoOutcome(t *testing.T
 		}
 	})
 }
+
+func TestTheReadyFileOfAWorkerThatLostItsLeaseHasItsNewID(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "embedded")
+	other := f.hire()
+	zombie := f.hire("--lease", "1s")
+	zombie.stop()
+	registered := func() map[opscore.ID]opscore.WorkerState {
+		workers, err := f.store.Workers(t.Context(), opscore.Forever)
+		if err != nil {
+			t.Fatal(err)
+		}
+		states := map[opscore.ID]opscore.WorkerState{}
+		for _, w := range workers {
+			states[w.ID] = w.State
+		}
+		return states
+	}
+	eventuallyTrue(t, "the end of the lease", func() bool { return registered()[zombie.info.ID] == opscore.WorkerGone })
+	zombie.signal(syscall.SIGCONT)
+	var after readyDoc
+	eventuallyTrue(t, "another id in the ready file", func() bool {
+		text, err := os.ReadFile(zombie.ready)
+		return err == nil && json.Unmarshal(text, &after) == nil && after.ID != zombie.info.ID
+	})
+	if registered()[after.ID] != opscore.WorkerReady || after.PID != zombie.info.PID {
+		t.Errorf("the ready file has %+v", after)
+	}
+	zombie.retire()
+	if _, err := os.Stat(zombie.ready); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the ready file after the end: %v", err)
+	}
+	other.retire()
+}
+
+// muteDatabase is the URL of one that accepts connections and does not answer, and a channel that has a value for each of them.
+func muteDatabase(t *testing.T) (url string, met <-chan struct{}) {
+	t.Helper()
+	var held []net.Conn
+	t.Cleanup(func() {
+		for _, c := range held {
+			_ = c.Close()
+		}
+	})
+	return fakeDatabase(t, func(c net.Conn) { held = append(held, c) })
+}
+
+// fakeDatabase does something with each connection.
+func fakeDatabase(t *testing.T, serve func(net.Conn)) (url string, met <-chan struct{}) {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan struct{}, 100)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serve(c)
+			accepted <- struct{}{}
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		serving.Wait()
+	})
+	return "postgres://app@" + l.Addr().String() + "/app?sslmode=disable", accepted
+}
+
+func TestAWorkerStopsThoughItsDatabaseDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	url, met := muteDatabase(t)
+	cmd := opscoreCommand(t, "dev", "--database", url)
+	log, stderr := newSaid(t)
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-met
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, log.match(t, "(?s).*"))
+	}
+}
+
+func TestADatabaseThatDoesNotAnswerIsNotWaitedForForEver(t *testing.T) {
+	t.Parallel()
+	url, _ := muteDatabase(t)
+	out, err := opscoreCommand(t, "dev", "--database", url+"&connect_timeout=1").CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != exitFailed || !strings.Contains(string(out), "opscore: connect to 127.0.0.1:") {
+		t.Errorf("it ended with %v: %s", err, out)
+	}
+}
+
+func TestWhoWaitsForAWorkerWaitsForTheDatabaseUntilTheTimeout(t *testing.T) {
+	t.Parallel()
+	mute, _ := muteDatabase(t)
+	closing, met := fakeDatabase(t, func(c net.Conn) { _ = c.Close() })
+	for url, want := range map[string]string{
+		mute:    `^opscore: after 1s postgres://app@127.0.0.1:\d+/app has not answered\n$`,
+		closing: `^opscore: after 1s: connect to 127.0.0.1:\d+, database app: .*\n$`,
+	} {
+		began := time.Now()
+		out, err := opscoreCommand(t, "worker", "wait", "--timeout", "1s", "--database", url).CombinedOutput()
+		took := time.Since(began)
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		if !ok || exit.ExitCode() != exitFailed || !regexp.MustCompile(want).Match(out) || took < time.Second || took > connectSoon {
+			t.Errorf("after %s it ended with %v: %s", took, err, out)
+		}
+	}
+	if len(met) < 2 {
+		t.Errorf("it tried %d times", len(met))
+	}
+}
+
+// connectSoon is well below the time after which a connection is given up anyhow.
+const connectSoon = 10 * time.Second
 
 // revive stops a worker in the middle of a task, lets another one run the task, and lets the first go on at some moment. It reports whether
 // the first told of an outcome then.
@@ -329,38 +467,57 @@ func (f *fleet) process(worker opscore.ID) string {
 }
 
 // freeze stops the worker until it has lost the task. One that is stopped in the middle of a write to a SQLite file keeps everybody from
-// writing: it must go on, and is stopped anew.
+// writing, and that is not what is tested: it goes on for a moment, and is stopped anew.
 func (m *member) freeze(id opscore.ID) {
 	m.Helper()
-	m.signal(syscall.SIGSTOP)
-	m.await(id, func(t opscore.Task) bool {
-		if !m.writable() {
-			m.Log("a worker was stopped while it had the write lock")
-			m.signal(syscall.SIGCONT)
-			<-time.After(50 * time.Millisecond)
-			m.signal(syscall.SIGSTOP)
-		}
-		return t.Lost > 0
-	})
+	m.stop()
+	m.await(id, func(t opscore.Task) bool { return t.Lost > 0 })
 }
 
-// writable reports whether others can write.
+func (m *member) stop() {
+	m.Helper()
+	m.stopping.Lock() // who starts meanwhile would give up if it could not write for seconds
+	defer m.stopping.Unlock()
+	m.signal(syscall.SIGSTOP)
+	for moment := 50 * time.Millisecond; !m.writable(); moment *= 2 {
+		m.signal(syscall.SIGCONT)
+		<-time.After(moment)
+		m.signal(syscall.SIGSTOP)
+	}
+}
+
+// writable reports whether others can write, without waiting for as long as a store does.
 func (f *fleet) writable() bool {
-	ctx, cancel := context.WithTimeout(f.Context(), 3*time.Second)
-	defer cancel()
-	return f.store.Resume(ctx, []string{"none"}) == nil
+	f.Helper()
+	if f.file == "" {
+		return true // PostgreSQL goes on without a client that is stopped
+	}
+	db, err := sql.Open("sqlite", "file:"+f.file+"?_txlock=immediate&_pragma=busy_timeout(300)")
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	tx, err := db.BeginTx(f.Context(), nil)
+	return err == nil && tx.Rollback() == nil
 }
 
 // await waits until a task is as it should be, and returns it.
 func (f *fleet) await(id opscore.ID, done func(opscore.Task) bool) (task opscore.Task) {
 	f.Helper()
+	arrived := false
+	defer func() {
+		if !arrived {
+			f.Logf("the task is %+v", task)
+		}
+	}()
 	eventuallyTrue(f.T, "task "+id.String(), func() bool {
 		tasks, err := f.store.Get(f.Context(), []opscore.ID{id})
 		if err != nil || len(tasks) != 1 {
 			f.Fatal(err)
 		}
 		task = tasks[0]
-		return done(task)
+		arrived = done(task)
+		return arrived
 	})
 	return task
 }

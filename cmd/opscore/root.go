@@ -50,8 +50,8 @@ func (a *app) rootCommand() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("work", a.runCommand(), a.devCommand(), a.workerCommand(), a.submitCommand(), a.sendCommand())
-	add("look", a.explainCommand(), a.taskCommand(), a.queueCommand(), a.orphanCommand())
+	add("work", a.runCommand(), a.devCommand(), a.workerCommand(), a.submitCommand(), a.sendCommand(), a.demoCommand())
+	add("look", a.explainCommand(), a.doctorCommand(), a.taskCommand(), a.queueCommand(), a.orphanCommand())
 	add("admin", a.migrateCommand(), a.configCommand(), a.versionCommand())
 	return root
 }

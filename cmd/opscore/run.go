@@ -68,7 +68,7 @@ func (a *app) runTask(cmd *cobra.Command, actor string, args json.RawMessage, op
 	}
 	sealFiles()
 	a.sayFallback(conf)
-	s, err := a.open(cmd, conf, created)
+	s, err := a.open(cmd.Context(), cmd, conf, created)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func (a *app) with(cmd *cobra.Command, exists mustExist, do func(context.Context
 		return err
 	}
 	a.sayFallback(conf)
-	s, err := a.open(cmd, conf, exists)
+	s, err := a.open(cmd.Context(), cmd, conf, exists)
 	if err != nil {
 		return err
 	}
@@ -46,12 +46,12 @@ const (
 	created  mustExist = false
 )
 
-func (a *app) open(cmd *cobra.Command, conf *config, exists mustExist) (*session, error) {
+func (a *app) open(ctx context.Context, cmd *cobra.Command, conf *config, exists mustExist) (*session, error) {
 	place, err := a.locate(cmd, conf)
 	if err != nil {
 		return nil, err
 	}
-	store, err := place.open(cmd.Context(), exists)
+	store, err := place.open(ctx, exists)
 	if err != nil {
 		return nil, err
 	}

@@ -41,7 +41,9 @@ How it is started does not matter otherwise: closed, full or broken files, signa
 The log goes to stderr, or to --log-file, and never holds up a task: what cannot be written is dropped, and counted in the log.
 
 The ready file has what "worker list --json" says of the worker, and the database as --database takes it, so that others can find it: the
-absolute path of a file; of a postgres:// URL neither the password nor the parameters. The schema is there if it is not the default one.`
+absolute path of a file; of a postgres:// URL neither the password nor the parameters. The schema is there if it is not the default one.
+It replaces an empty file and what another worker left; anything else of that name is an error at the start, and stays as it is. At its end the
+worker removes it, unless another worker has written it since.`
 
 // workOptions are the flags of worker and dev that are no settings.
 type workOptions struct {
@@ -51,8 +53,8 @@ type workOptions struct {
 }
 
 func (o *workOptions) addReadyFile(flags *pflag.FlagSet) {
-	flags.StringVar(&o.readyFile, "ready-file", "",
-		"write `FILE`, a JSON object about the worker and its database, when it is ready; removed at its end")
+	addFlag(flags, "ready-file", "write `FILE`, a JSON object about the worker and its database, when it is ready; removed at its end",
+		parseReadyFile, func(path string) { o.readyFile = path })
 }
 
 func (a *app) workerCommand() *cobra.Command {
@@ -64,10 +66,10 @@ func (a *app) workerCommand() *cobra.Command {
 		Example: `  opscore worker
   opscore worker --queues images,mail --slots 8 --ready-file /run/opscore/ready`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return unknownCommand(cmd, args[0])
+			if err := strayParent(cmd, args); err != nil || len(args) == 0 {
+				return err
 			}
-			return nil
+			return unknownCommand(cmd, args[0])
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.work(cmd, o, func(*config, opscore.Handlers) {})
@@ -99,7 +101,7 @@ func (a *app) devCommand() *cobra.Command {
 		Example: `  opscore dev
   opscore submit --wait sleep '{"seconds":3}'     (in another terminal)
   opscore dev --ephemeral --die-with-parent --ready-file ready.json`,
-		Args: arguments(0, 0),
+		Args: cobra.MatchAll(strayParent, arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.work(cmd, o, func(conf *config, h opscore.Handlers) {
 				registerDemos(h, nil)
@@ -134,6 +136,10 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 	if err != nil {
 		return err
 	}
+	ready := &readyFileWriter{path: o.readyFile, schema: conf.schema}
+	if err := ready.check(); err != nil {
+		return err
+	}
 	sealFiles()
 	signal.Ignore(syscall.SIGTTOU) // a terminal stops a process of the background that writes to it, if it is set so
 	log, out, err := a.openLog(conf)
@@ -152,8 +158,7 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 		defer func() { err = errors.Join(err, remove()) }()
 	}
 	conf.announce(log)
-	ready := &readyFileWriter{path: o.readyFile, schema: conf.schema}
-	if err := ready.remove(); err != nil {
+	if err := ready.clear(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, ready.remove()) }()
@@ -163,7 +168,10 @@ func (a *app) work(cmd *cobra.Command, o workOptions, extend func(*config, opsco
 	watch.Go(func() { tell.watch(watching, conf.listen) })
 	defer watch.Wait()
 	defer watched()
-	s, err := a.open(cmd, conf, created)
+	s, err := a.open(ctx, cmd, conf, created)
+	if ctx.Err() != nil && err != nil {
+		return nil // stopped while its database did not answer
+	}
 	if err != nil {
 		return err
 	}
@@ -207,9 +215,9 @@ func (s *session) employ(ctx context.Context, hurry <-chan struct{}, h opscore.H
 	var failed error // to tell that it is ready
 	worker := &opscore.Worker{
 		Store: s.store, Sources: dispatch.sources, Handlers: h, Queues: s.workQueues(h), Slots: affordable(s.conf.slots, log), Drain: s.conf.drain, Grace: s.conf.grace,
-		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(), Lease: s.conf.lease, OnEvent: tell.observe, OnReport: tell.out.tell,
-		OnReady: func(info opscore.WorkerInfo) {
-			if failed = tell.ready(info); failed != nil {
+		Hurry: hurry, Log: log, MaxResult: maxResult, Adapter: s.adapter(), Lease: s.conf.lease, Origins: s.conf.origins(), OnEvent: tell.observe, OnReport: tell.out.tell,
+		OnReady: func(opscore.WorkerInfo) {
+			if failed = tell.announce(); failed != nil {
 				cancel(failed)
 				return
 			}

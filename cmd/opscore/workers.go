@@ -73,24 +73,29 @@ func workerState(w opscore.WorkerInfo) string {
 		return "gone " + age(w.GoneAt) + ": " + cmp.Or(w.Cause, "no cause recorded")
 	}
 	words := []string{string(w.State)}
+	add := func(word string) {
+		if !slices.Contains(words, word) {
+			words = append(words, word)
+		}
+	}
 	if !w.Live {
-		words = append(words, "silent")
+		add("silent")
 	}
 	for _, c := range w.Report.Checks {
 		switch {
 		case c.State == opscore.CheckOK:
 		case c.Name == opscore.CheckDelivery:
-			words = append(words, "deaf")
+			add("deaf")
 		case c.State == opscore.CheckFailed && w.State != opscore.WorkerBooting:
-			words = append(words, "not ready")
+			add("not ready")
 		case c.State == opscore.CheckDegraded:
-			words = append(words, "degraded")
+			add("degraded")
 		}
 	}
 	if w.Stop != "" && w.State != opscore.WorkerDraining {
-		words = append(words, "asked to stop")
+		add("asked to stop")
 	}
-	return strings.Join(slices.Compact(words), ", ")
+	return strings.Join(words, ", ")
 }
 
 func (a *app) workerShowCommand() *cobra.Command {
@@ -166,8 +171,9 @@ func (s *session) showWorker(w opscore.WorkerInfo) error {
 	b.field("heard", when(w.LastBeat))
 	b.field("lease", goDuration(time.Duration(w.Lease)))
 	for _, e := range w.Endpoints {
-		b.field(e.Kind, strings.TrimSuffix(e.String()+" ("+e.Instance+")", " ()"))
+		b.field(e.Kind, strings.TrimSuffix(strings.TrimSuffix(e.String()+" ("+e.Instance+")", " ()")+", from "+e.Origin, ", from "))
 	}
+	b.field("memory", p.Group)
 	b.report(w.Report)
 	return s.print(b.String())
 }
@@ -185,7 +191,7 @@ func (s *sheet) report(r opscore.Report) {
 		s.field("clock", "differs from the store's by "+r.Skew.String())
 	}
 	if r.LogDropped > 0 {
-		s.field("log lines", fmt.Sprintf("%d were dropped: nobody read them fast enough", r.LogDropped))
+		s.field("log lines", fmt.Sprintf("%d were dropped: they could not be written, or nobody read them fast enough", r.LogDropped))
 	}
 	if d := r.Drained; d != nil {
 		s.field("drained", fmt.Sprintf("%d finished, %d handed back, %d released, in %s", d.Finished, d.HandedBack, d.Released, short(time.Duration(d.Took))))
@@ -200,17 +206,20 @@ func (a *app) workerStopCommand() *cobra.Command {
 		Short: "Ask workers to stop, wherever they run",
 		Long: `Stop asks workers to stop, through the database: they need not run on this machine. It is the same as SIGTERM to their processes. They learn of
 it within a sixth of their lease (5s), take no more tasks, let the running ones finish (--drain) and exit with status 0.
-A supervisor may start them again. With --wait it returns when they are gone; interrupted, it has asked them all the same.`,
+A supervisor may start them again. With --wait it returns when they are gone; interrupted, or after --timeout (exit status 1), it has asked them all the same. The
+exit status is 1 as well if one has died, its lease has run out, and no other worker declares it gone.`,
 		Example: `  opscore worker stop 01890a5d-ac96-774b-bcce-b302099a8057
   opscore worker stop --all --older-than 1h --wait`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case o.all && len(args) > 0:
-				return usagef("--all and the id of a worker exclude each other")
+				return usagef("--all leaves no worker to be named: what does %q mean?", args[0])
 			case !o.all && len(args) == 0:
 				return usagef("which worker? Give its id, as opscore worker list shows it, or --all")
 			case !o.all && cmd.Flags().Changed("older-than"):
 				return usagef("--older-than goes with --all")
+			case !o.wait && o.timeout > 0:
+				return usagef("--timeout goes with --wait")
 			}
 			return nil
 		},
@@ -223,8 +232,9 @@ A supervisor may start them again. With --wait it returns when they are gone; in
 		},
 	}
 	c.Flags().BoolVar(&o.all, "all", false, "all that are registered")
-	c.Flags().DurationVar(&o.olderThan, "older-than", 0, "of those, the ones registered for longer than `DURATION`")
+	addFlag(c.Flags(), "older-than", "of those, the ones registered for longer than `DURATION`", parseDuration, func(d time.Duration) { o.olderThan = d })
 	c.Flags().BoolVar(&o.wait, "wait", false, "return when they are gone")
+	addFlag(c.Flags(), "timeout", "with --wait: give up waiting after `DURATION`", parsePeriod, func(d time.Duration) { o.timeout = d })
 	return c
 }
 
@@ -232,6 +242,7 @@ type stopOptions struct {
 	all       bool
 	olderThan time.Duration
 	wait      bool
+	timeout   time.Duration // 0: wait for as long as it takes
 }
 
 func (s *session) stopWorkers(ctx context.Context, ids []opscore.ID, o stopOptions) error {
@@ -261,7 +272,7 @@ func (s *session) stopWorkers(ctx context.Context, ids []opscore.ID, o stopOptio
 		s.sayAsked(targets, asked)
 	}
 	if o.wait {
-		return s.awaitGone(ctx, asked)
+		return s.awaitGone(ctx, asked, o.timeout)
 	}
 	return nil
 }
@@ -282,11 +293,47 @@ func (s *session) sayAsked(targets []opscore.WorkerInfo, asked []opscore.ID) {
 	}
 }
 
-// awaitGone returns when the workers have left the registry.
-func (s *session) awaitGone(ctx context.Context, ids []opscore.ID) error {
-	return s.watchWorkers(ctx, func(present []opscore.WorkerInfo) (bool, error) {
-		return !slices.ContainsFunc(present, func(w opscore.WorkerInfo) bool { return slices.Contains(ids, w.ID) }), nil
+// buriedWithin is longer than keepers take to declare a worker gone whose lease has run out.
+const buriedWithin = 3 * opscore.HeartbeatEvery
+
+// awaitGone returns when the workers have left the registry, or when nobody is going to take the rest of them out of it.
+func (s *session) awaitGone(ctx context.Context, ids []opscore.ID, timeout time.Duration) error {
+	if timeout > 0 {
+		limited, cancel := context.WithTimeoutCause(ctx, timeout, errWaited)
+		defer cancel()
+		ctx = limited
+	}
+	live := func(w opscore.WorkerInfo) bool { return w.Live }
+	left := "the database has not answered"
+	lastSign := time.Now() // of life, of any that is left
+	err := s.watchWorkers(ctx, func(present []opscore.WorkerInfo) (bool, error) {
+		targets := slices.DeleteFunc(slices.Clone(present), func(w opscore.WorkerInfo) bool { return !slices.Contains(ids, w.ID) })
+		if len(targets) == 0 {
+			return true, nil
+		}
+		left = remaining(targets)
+		if slices.ContainsFunc(targets, live) {
+			lastSign = time.Now()
+			return false, nil
+		}
+		if !slices.ContainsFunc(present, live) || time.Since(lastSign) > buriedWithin {
+			return false, fmt.Errorf("%s: the lease has run out, and nobody declares it gone; the next worker will", left)
+		}
+		return false, nil
 	})
+	if errors.Is(err, errWaited) {
+		return fmt.Errorf("after %s %s; what was asked to stop stops all the same", timeout, left)
+	}
+	return err
+}
+
+// remaining names workers that are not gone.
+func remaining(workers []opscore.WorkerInfo) string {
+	texts := make([]string, len(workers))
+	for i, w := range workers {
+		texts[i] = fmt.Sprintf("worker %s (%s, process %d) is %s, heard %s", w.ID, w.Host, w.PID, workerState(w), age(w.LastBeat))
+	}
+	return strings.Join(texts, "; ")
 }
 
 // watchWorkers looks at the workers that are not gone again and again, until done says yes or fails, or a signal ends it.
@@ -313,12 +360,13 @@ func (s *session) watchWorkers(ctx context.Context, done func([]opscore.WorkerIn
 }
 
 func (a *app) workerWaitCommand() *cobra.Command {
-	var o waitOptions
+	o := waitOptions{timeout: 30 * time.Second}
 	c := &cobra.Command{
 		Use:   "wait",
 		Short: "Wait until a worker is ready",
 		Long: `Wait returns when a worker takes tasks: it is registered, its store answers, and it is subscribed or pulls. With --queue and --actor it must be
-one that takes such tasks. Then it prints the ids of those workers. After --timeout it says what is missing and exits with status 1.`,
+one that takes such tasks. Then it prints the ids of those workers. After --timeout it says what is missing and exits with status 1. A database
+that cannot be reached or does not answer is tried again until then.`,
 		Example: `  opscore worker wait
   opscore worker wait --actor thumbnail --count 2 --timeout 2m`,
 		Args: arguments(0, 0),
@@ -326,13 +374,13 @@ one that takes such tasks. Then it prints the ids of those workers. After --time
 			if o.count < 1 {
 				return usagef("--count %d: must be at least 1", o.count)
 			}
-			return a.with(cmd, created, func(ctx context.Context, s *session) error { return s.awaitReady(ctx, o) })
+			return a.awaitReady(cmd, o)
 		},
 	}
 	c.Flags().StringVar(&o.queue, "queue", "", "one that listens to `QUEUE`")
 	c.Flags().StringVar(&o.actor, "actor", "", "one that has `ACTOR`")
 	c.Flags().IntVar(&o.count, "count", 1, "wait for so many workers")
-	c.Flags().DurationVar(&o.timeout, "timeout", 30*time.Second, "give up after `DURATION`")
+	addFlag(c.Flags(), "timeout", "give up after `DURATION` (default 30s)", parsePeriod, func(d time.Duration) { o.timeout = d })
 	return c
 }
 
@@ -347,15 +395,64 @@ func (o waitOptions) wants(w *opscore.WorkerInfo) bool {
 	return (o.queue == "" || slices.Contains(w.Queues, o.queue)) && (o.actor == "" || slices.Contains(w.Actors, o.actor))
 }
 
-func (s *session) awaitReady(ctx context.Context, o waitOptions) error {
+// leastLook is how long a look at the database may take, however short the wait is to be.
+const leastLook = time.Second
+
+// awaitReady waits for the database as well: who starts both need not start it first.
+func (a *app) awaitReady(cmd *cobra.Command, o waitOptions) error {
 	began := time.Now()
+	conf, err := a.loadConfig(cmd)
+	if err != nil {
+		return err
+	}
+	a.sayFallback(conf)
+	place, err := a.locate(cmd, conf)
+	if err != nil {
+		return err
+	}
+	ctx, _, release := interruptible(cmd.Context(), nil)
+	defer release()
+	ctx, cancel := context.WithTimeoutCause(ctx, max(o.timeout, leastLook), errWaited)
+	defer cancel()
+	missing := fmt.Errorf("after %s %s has not answered", o.timeout, place)
+	for {
+		err := a.lookForReady(ctx, cmd, conf, began, o, &missing)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(context.Cause(ctx), errWaited):
+			return missing
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case opscore.CodeOf(err) != opscore.CodeUnavailable:
+			return err
+		}
+		missing = fmt.Errorf("after %s: %w", o.timeout, err)
+		if time.Since(began) >= o.timeout {
+			return missing
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// lookForReady looks for as long as the database answers. What it misses is in missing.
+func (a *app) lookForReady(ctx context.Context, cmd *cobra.Command, conf *config, began time.Time, o waitOptions, missing *error) (err error) {
+	s, err := a.open(ctx, cmd, conf, created)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.store.Close()) }()
 	return s.watchWorkers(ctx, func(workers []opscore.WorkerInfo) (bool, error) {
 		ready := slices.DeleteFunc(slices.Clone(workers), func(w opscore.WorkerInfo) bool { return !w.Live || !w.Ready() || !o.wants(&w) })
-		switch {
-		case len(ready) >= o.count:
+		if len(ready) >= o.count {
 			return true, s.sayReady(ready)
-		case time.Since(began) >= o.timeout:
-			return false, o.missing(len(ready), workers)
+		}
+		*missing = o.missing(len(ready), workers)
+		if time.Since(began) >= o.timeout {
+			return false, *missing
 		}
 		return false, nil
 	})

@@ -171,7 +171,7 @@ func (p *Postgres) ready() bool {
 		return false
 	}
 	lines := strings.Split(string(file), "\n")
-	return len(lines) > 7 && lines[0] == strconv.Itoa(p.server.pid) && strings.TrimSpace(lines[7]) == "ready"
+	return len(lines) > 7 && lines[0] == strconv.Itoa(p.server.pid) && slices.Contains([]string{"ready", "standby"}, strings.TrimSpace(lines[7]))
 }
 
 // Stop stops the server as an administrator does: it ends its connections and writes its data back (pg_ctl stop -m fast).
@@ -261,6 +261,12 @@ func (p *Postgres) Failover(ctx context.Context) error {
 		_, err = conf.WriteString("restore_command = 'false'\n") // nothing more is to be had
 		return errors.Join(err, conf.Close(), p.dir.run(ctx, p.dir.as, "touch", filepath.Join(p.backup(), "recovery.signal")))
 	})
+}
+
+// Demote kills the server and continues in its place, and on its port, as a standby that has received nothing since Backup and whose primary is
+// gone: it can be read only.
+func (p *Postgres) Demote(ctx context.Context) error {
+	return p.comeBack(ctx, func() error { return p.dir.run(ctx, p.dir.as, "touch", filepath.Join(p.backup(), "standby.signal")) })
 }
 
 // Restore kills the server and continues with what it had at the time of Backup, as if nothing had happened since.

@@ -110,6 +110,15 @@ func (p *Proxy) Blackhole() {
 	p.inject(func(f *faults) { f.blackhole = true })
 }
 
+// Strand is [Proxy.Blackhole] for the connections that exist: new ones pass, as behind a firewall that has forgotten them.
+func (p *Proxy) Strand() {
+	p.inject(func(*faults) {
+		for l := range p.links {
+			l.stranded = true
+		}
+	})
+}
+
 // Delay passes everything on after d, in both directions: a request and its answer take 2d longer, a long answer more.
 func (p *Proxy) Delay(d time.Duration) {
 	p.inject(func(f *faults) { f.delay = d })
@@ -149,7 +158,7 @@ func (p *Proxy) Heal() {
 	p.inject(func(f *faults) {
 		*f = faults{}
 		for l := range p.links {
-			l.answered = nil
+			l.answered, l.stranded = nil, false
 		}
 	})
 	p.mu.Lock()
@@ -224,6 +233,7 @@ type link struct {
 
 	// Guarded by proxy.mu:
 	left     int    // bytes of the server's answers to pass on, if they are truncated
+	stranded bool   // nothing is passed on
 	answered *cut   // happens at the next answer
 	recent   []byte // what the client has sent last: a match may begin there
 }
@@ -292,9 +302,10 @@ func (l *link) await() bool {
 	for {
 		l.proxy.mu.Lock()
 		faults, changed := l.proxy.faults, l.proxy.changed
+		hold := faults.blackhole || l.stranded
 		l.proxy.mu.Unlock()
 		var due <-chan time.Time
-		if !faults.blackhole {
+		if !hold {
 			left := faults.delay - time.Since(arrived)
 			if left <= 0 {
 				return true
