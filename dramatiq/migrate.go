@@ -295,14 +295,18 @@ func unstash(p *amqp.Publishing) error {
 
 // look says what is in a queue, if it exists.
 func look(ctx context.Context, session *rabbitmq.Session, name string) (q amqp.Queue, exists bool, err error) {
-	err = session.On(ctx, func(ch *amqp.Channel) error {
-		q, err = ch.QueueDeclarePassive(name, true, false, false, false, nil)
+	var found amqp.Queue
+	err = session.On(ctx, func(ch *amqp.Channel) (err error) {
+		found, err = ch.QueueDeclarePassive(name, true, false, false, false, nil)
 		return err
 	})
-	if code(err) == amqp.NotFound {
-		return amqp.Queue{}, false, nil
+	switch {
+	case code(err) == amqp.NotFound:
+		return q, false, nil
+	case err != nil: // then found is not ours to look at: the answer may still come
+		return q, false, err
 	}
-	return q, err == nil, err
+	return found, true, nil
 }
 
 // ensure makes a queue if it does not exist.

@@ -50,14 +50,18 @@ func (l *looker) do(ctx context.Context, with func(*amqp.Channel) error) error {
 
 // passive asks what is in a queue, for which no permission is needed.
 func (l *looker) passive(ctx context.Context, name string) (q amqp.Queue, exists bool, err error) {
+	var found amqp.Queue
 	err = l.do(ctx, func(ch *amqp.Channel) (err error) {
-		q, err = ch.QueueDeclarePassive(name, true, false, false, false, nil)
+		found, err = ch.QueueDeclarePassive(name, true, false, false, false, nil)
 		return err
 	})
-	if missing(err) {
-		return amqp.Queue{}, false, nil
+	switch {
+	case missing(err):
+		return q, false, nil
+	case err != nil: // then found is not ours to look at: the answer may still come
+		return q, false, err
 	}
-	return q, err == nil, err
+	return found, true, nil
 }
 
 // missing reports whether there is no such queue, as opposed to one whose node is down.
