@@ -43,7 +43,7 @@ var arrows = map[string][]string{
 }
 
 // testArrows are what tests may import besides: anything of ours, and these.
-var testArrows = []string{"github.com/rabbitmq/amqp091-go", "github.com/rogpeppe/go-internal/testscript", "pgregory.net/rapid"}
+var testArrows = []string{"github.com/jackc/pgx/v5", "github.com/rabbitmq/amqp091-go", "github.com/rogpeppe/go-internal/testscript", "pgregory.net/rapid"}
 
 func TestImports(t *testing.T) {
 	wrong, err := wrongArrows(os.DirFS("."), arrows)

@@ -52,11 +52,12 @@ func (r *RabbitMQ) Management() string {
 
 // Tool writes a program rabbitmqctl into a directory that is at work on this node, for commands of a shell.
 func (r *RabbitMQ) Tool(dir string) error {
-	script := "#!/bin/sh\n"
+	var script strings.Builder
+	script.WriteString("#!/bin/sh\n")
 	for _, v := range append(environment(r.dir.path), r.dir.env...) {
 		name, value, _ := strings.Cut(v, "=")
-		script += fmt.Sprintf("export %s='%s'\n", name, strings.ReplaceAll(value, "'", `'\''`))
+		fmt.Fprintf(&script, "export %s='%s'\n", name, strings.ReplaceAll(value, "'", `'\''`))
 	}
-	script += fmt.Sprintf("exec '%s' \"$@\"\n", filepath.Join(r.with.rabbitmq, "rabbitmqctl"))
-	return os.WriteFile(filepath.Join(dir, "rabbitmqctl"), []byte(script), 0o700) //nolint:gosec // it is a program
+	fmt.Fprintf(&script, "exec '%s' \"$@\"\n", filepath.Join(r.with.rabbitmq, "rabbitmqctl"))
+	return os.WriteFile(filepath.Join(dir, "rabbitmqctl"), []byte(script.String()), 0o700) //nolint:gosec // it is a program
 }
