@@ -134,7 +134,7 @@ func (s *scene) memoryGroup(limit int) (dir string, made bool) {
 	for _, way := range []struct{ root, file string }{
 		{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"}, {"/sys/fs/cgroup", "memory.max"},
 	} {
-		dir = filepath.Join(way.root, "opscore-"+s.target.String()+filepath.Base(s.dir))
+		dir = filepath.Join(way.root, filepath.Base(filepath.Dir(s.dir)))
 		if os.Mkdir(dir, 0o700) != nil {
 			continue
 		}
