@@ -15,7 +15,11 @@ func (v *view) broker(queue string, whole bool) (causes []Cause) {
 		return nil
 	}
 	if whole {
-		causes = append(v.connection(), v.otherBrokers(queue)...)
+		elsewhere := v.otherBrokers(queue)
+		causes = append(v.connection(), elsewhere...)
+		if len(elsewhere) == 0 { // or the epoch that the database expects is that of the broker there
+			causes = append(causes, v.stateLost()...)
+		}
 	}
 	for _, q := range v.Broker.Queues {
 		if q.Queue == queue || v.Task == nil && whole && queue == "" {
@@ -63,15 +67,23 @@ func (v *view) connection() (causes []Cause) {
 		}
 		causes = append(causes, about(c).fix(act("free what RabbitMQ at %s is low on (%s), or raise its limit", at, reason)))
 	}
-	if b.Reached == BrokerOpen && b.Expected != (ID{}) && b.Epoch != b.Expected {
-		epoch := "none"
-		if b.Epoch != (ID{}) {
-			epoch = b.Epoch.String()
-		}
-		causes = append(causes, about(because(CauseBrokerStateLost, "RabbitMQ at %s lost its state: the database expects epoch %s, and it has %s", at, b.Expected, epoch).
-			with(SourceStore, "epoch", b.Expected).with("rabbitmq", "epoch", epoch)))
-	}
 	return causes
+}
+
+// stateLost says that the broker is not the one, or not in the state, that the database was connected to last.
+func (v *view) stateLost() []Cause {
+	b := v.Broker
+	if b.Reached != BrokerOpen || b.Expected == (ID{}) || b.Epoch == b.Expected {
+		return nil
+	}
+	epoch := "none"
+	if b.Epoch != (ID{}) {
+		epoch = b.Epoch.String()
+	}
+	at := cmp.Or(b.Endpoint.Address, b.Endpoint.String(), "its address")
+	return []Cause{because(CauseBrokerStateLost, "RabbitMQ at %s lost its state: the database expects epoch %s, and it has %s", at, b.Expected, epoch).
+		with(SourceStore, "epoch", b.Expected).with("rabbitmq", "epoch", epoch).
+		with("rabbitmq", "address", at).with("rabbitmq", "virtual host", b.Endpoint.Name)}
 }
 
 // user names whom the broker was asked as.

@@ -161,8 +161,11 @@ func (v *view) pending() []Cause {
 	paused := v.standing(t.Queue).Paused != nil
 	blocked := v.database()
 	causes = append(causes, blocked...)
-	turn, free := v.turn(t)
 	hinders := append(v.broker(t.Queue, true), v.host([]string{t.Queue})...)
+	if a, _ := v.asked(SourceStore); a.Err != "" { // who is busy, and who is ahead, is not known
+		return append(causes, hinders...)
+	}
+	turn, free := v.turn(t)
 	switch {
 	case waits || paused: // whoever is busy now does not matter yet
 		turn = slices.DeleteFunc(turn, func(c Cause) bool { return c.Severity == Reason })

@@ -543,3 +543,29 @@ func TestTheListOfCausesIsWhatTheTableSays(t *testing.T) {
 		t.Errorf("%s is stale: run make docs (%v)", file, err)
 	}
 }
+
+// TestWhatTheStoreDidNotTellIsNotGuessed has the store tell of the task and the workers, and then no more.
+func TestWhatTheStoreDidNotTellIsNotGuessed(t *testing.T) {
+	f := healthy()
+	f.Sources[0].Err, f.Queues, f.Loads = "look where tasks stand: timeout", nil, nil
+	for _, c := range opscore.Explain(f) {
+		if c.Code == opscore.CauseReady || c.Code == opscore.CauseSlotsBusy || c.Code == opscore.CauseBehindOthers {
+			t.Errorf("it says %s: %s", c.Code, c.Text)
+		}
+	}
+}
+
+// TestABrokerIsNotSaidToHaveLostItsStateWhereAWorkerUsesAnother: then the epoch that the database expects is the other one's.
+func TestABrokerIsNotSaidToHaveLostItsStateWhereAWorkerUsesAnother(t *testing.T) {
+	f := healthy()
+	broker(func(b *opscore.BrokerFacts) { b.Epoch = opscore.ID{} })(&f)
+	if c := opscore.Explain(f); c[0].Code != opscore.CauseBrokerStateLost {
+		t.Fatalf("it says %s first", c[0].Code)
+	}
+	f.Workers[0].Endpoints[0].Name = "other"
+	for i, c := range opscore.Explain(f) {
+		if c.Code == opscore.CauseBrokerStateLost || i == 0 && c.Code != opscore.CauseWorkerOtherBroker {
+			t.Errorf("cause %d is %s", i, c.Code)
+		}
+	}
+}

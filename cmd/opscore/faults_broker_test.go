@@ -17,12 +17,12 @@ import (
 func brokerFaults() []play {
 	return []play{
 		{name: "F16 queue arguments differ", on: onCluster, act: queueMismatch},
-		{name: "F17 queue purged", on: onCluster, act: queuePurged},
+		{name: "F17 queue purged", fast: true, on: onCluster, act: queuePurged},
 		{name: "F19 broker state lost", on: onPostgres, act: stateLost},
 		{name: "F20 worker on another vhost", on: onCluster, act: otherVhost},
 		{name: "F21 wrong password", on: onCluster, act: wrongPassword},
 		{name: "F22 permission revoked", on: onCluster, act: permissionRevoked},
-		{name: "F27 foreign consumer steals", on: onCluster, act: foreignConsumer},
+		{name: "F27 foreign consumer steals", fast: true, on: onCluster, act: foreignConsumer},
 		{name: "F28 worker on another database", on: onCluster, act: otherDatabase},
 		{name: "F32 tickets hoarded", on: onCluster, act: ticketsHoarded},
 		{name: "F33 priority starvation", on: onCluster, act: starvation},

@@ -20,7 +20,7 @@ import (
 // workerFaults are part C of the catalogue.
 func workerFaults() []play {
 	return []play{
-		{name: "F36 no worker", on: onEmbedded, act: noWorker},
+		{name: "F36 no worker", fast: true, on: onEmbedded, act: noWorker},
 		{name: "F37 queue not listened", fast: true, on: onEmbedded, act: queueNotListened},
 		{name: "F38 actor not registered", fast: true, on: onEmbedded, act: actorNotRegistered},
 		{name: "F39 queue paused", fast: true, on: onEmbedded, act: queuePaused},
