@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -196,7 +197,8 @@ func (s *scene) flood(actor string, rate int, options ...opscore.Option) (stop f
 				return
 			case <-tick.C:
 			}
-			if _, err := s.client.Submit(s.Context(), opscore.NewRequest(actor, nil, options...)); err != nil {
+			// The test's context ends before what stops this does.
+			if _, err := s.client.Submit(context.WithoutCancel(s.Context()), opscore.NewRequest(actor, nil, options...)); err != nil {
 				ended <- err
 				return
 			}
