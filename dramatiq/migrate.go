@@ -20,7 +20,7 @@ const moving = "opscore-moving-"
 func Ensure(ctx context.Context, session *rabbitmq.Session, q Queues, queue string) (all []rabbitmq.Changed, err error) {
 	for _, d := range q.Declarations(queue) {
 		c := rabbitmq.Changed{Name: d.Name}
-		if c.Made, err = ensure(ctx, session, d); err == nil {
+		if c.Made, err = session.EnsureQueue(ctx, d); err == nil {
 			c.Differs, err = session.Differs(ctx, d)
 		}
 		if err != nil {
@@ -60,11 +60,11 @@ type mover struct {
 
 // run goes on from wherever it, or another one before it, was stopped: where messages are aside, or the queue is missing, is how far that was.
 func (m *mover) run(ctx context.Context, idle bool) error {
-	_, kept, err := look(ctx, m.session, m.aside.Name)
+	_, kept, err := m.session.Inspect(ctx, m.aside.Name)
 	if err != nil {
 		return err
 	}
-	found, exists, err := look(ctx, m.session, m.to.Name)
+	found, exists, err := m.session.Inspect(ctx, m.to.Name)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (m *mover) run(ctx context.Context, idle bool) error {
 		}
 		kept = true
 	}
-	if m.changed.Made, err = ensure(ctx, m.session, m.to); err != nil {
+	if m.changed.Made, err = m.session.EnsureQueue(ctx, m.to); err != nil {
 		return err
 	}
 	m.changed.Made = m.changed.Made && m.changed.Was == ""
@@ -100,7 +100,7 @@ func (m *mover) run(ctx context.Context, idle bool) error {
 
 // clear moves aside what is in the queue, and deletes it.
 func (m *mover) clear(ctx context.Context) error {
-	if _, err := ensure(ctx, m.session, m.aside); err != nil {
+	if _, err := m.session.EnsureQueue(ctx, m.aside); err != nil {
 		return err
 	}
 	if _, err := m.move(ctx, m.to.Name, m.aside.Name, stash); err != nil {
@@ -115,7 +115,7 @@ func (m *mover) remove(ctx context.Context, name string) error {
 	if code(err) != amqp.NotImplemented {
 		return err
 	}
-	q, _, err := look(ctx, m.session, name)
+	q, _, err := m.session.Inspect(ctx, name)
 	if err == nil && q.Messages+q.Consumers > 0 {
 		err = &opscore.Error{Code: opscore.CodeConflict, Message: fmt.Sprintf("%d messages and %d consumers have come meanwhile", q.Messages, q.Consumers)}
 	}
@@ -152,7 +152,7 @@ func (m *mover) move(ctx context.Context, from, to string, change func(*amqp.Pub
 	for {
 		batch := c.next(ctx)
 		if len(batch) == 0 {
-			q, _, err := look(ctx, m.session, from)
+			q, _, err := m.session.Inspect(ctx, from)
 			if err != nil || q.Messages == 0 {
 				return moved, errors.Join(err, ctx.Err(), c.over())
 			}
@@ -291,36 +291,4 @@ func unstash(p *amqp.Publishing) error {
 		delete(p.Headers, expiration)
 	}
 	return nil
-}
-
-// look says what is in a queue, if it exists.
-func look(ctx context.Context, session *rabbitmq.Session, name string) (q amqp.Queue, exists bool, err error) {
-	var found amqp.Queue
-	err = session.On(ctx, func(ch *amqp.Channel) (err error) {
-		found, err = ch.QueueDeclarePassive(name, true, false, false, false, nil)
-		return err
-	})
-	switch {
-	case code(err) == amqp.NotFound:
-		return q, false, nil
-	case err != nil: // then found is not ours to look at: the answer may still come
-		return q, false, err
-	}
-	return found, true, nil
-}
-
-// ensure makes a queue if it does not exist.
-func ensure(ctx context.Context, session *rabbitmq.Session, d rabbitmq.Declaration) (made bool, err error) {
-	_, exists, err := look(ctx, session, d.Name)
-	if err != nil || exists {
-		return false, err
-	}
-	err = session.On(ctx, func(ch *amqp.Channel) error {
-		_, err := ch.QueueDeclare(d.Name, true, false, false, false, d.Args)
-		return err
-	})
-	if code(err) == amqp.PreconditionFailed {
-		return false, nil // somebody else has just made it, in another way
-	}
-	return err == nil, err
 }

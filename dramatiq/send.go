@@ -127,7 +127,7 @@ func Send(ctx context.Context, urls string, q Queues, m Message) error {
 // declare sees to it that a queue exists with what belongs to it, and says whether it had to make it. What exists is used as it is.
 func declare(ctx context.Context, session *rabbitmq.Session, q Queues, queue string) (made bool, err error) {
 	for _, d := range q.Declarations(queue) {
-		is, err := ensure(ctx, session, d)
+		is, err := session.EnsureQueue(ctx, d)
 		if err != nil {
 			return made, fmt.Errorf("queue %s: %w", d.Name, err)
 		}

@@ -19,6 +19,10 @@ type Declaration struct {
 	Args amqp.Table
 }
 
+func (d Declaration) declare(ch *amqp.Channel) (amqp.Queue, error) {
+	return ch.QueueDeclare(d.Name, true, false, false, false, d.Args)
+}
+
 // looker looks at queues on a connection of its own: the broker remembers for a connection what it was permitted. It moves no message and leaves nothing
 // behind.
 type looker struct {
@@ -73,9 +77,14 @@ func missing(err error) bool {
 // differs returns what the broker says against the declaration of a queue that exists. Only who may configure the queue is told.
 func (l *looker) differs(ctx context.Context, d Declaration) (how string, err error) {
 	err = l.do(ctx, func(ch *amqp.Channel) error {
-		_, err := ch.QueueDeclare(d.Name, true, false, false, false, d.Args)
+		_, err := d.declare(ch)
 		return err
 	})
+	return refusal(err)
+}
+
+// refusal tells what the broker says against a declaration from other errors of it.
+func refusal(err error) (how string, other error) {
 	if e, ok := errors.AsType[*amqp.Error](err); ok && e.Code == amqp.PreconditionFailed {
 		return words(err), nil
 	}

@@ -35,14 +35,8 @@ func (b *Broker) Ensure(ctx context.Context, queue string) (c Changed, err error
 
 // Differs returns what the broker says against the declaration of a queue that exists; "" if it is like that.
 func (s *Session) Differs(ctx context.Context, d Declaration) (string, error) {
-	err := s.On(ctx, func(ch *amqp.Channel) error {
-		_, err := ch.QueueDeclare(d.Name, true, false, false, false, d.Args)
-		return err
-	})
-	if e, ok := errors.AsType[*amqp.Error](err); ok && e.Code == amqp.PreconditionFailed {
-		return words(e), nil
-	}
-	return "", err
+	_, err := on(ctx, s.diagnose, d.declare)
+	return refusal(err)
 }
 
 // Migrate makes the broker's queue for a queue of tasks anew if it is not as it would be made. No task is lost: the tickets in it are only hints, and tasks whose

@@ -94,6 +94,16 @@ func (s *Session) On(ctx context.Context, with func(*amqp.Channel) error) error 
 	return err
 }
 
+// Inspect returns what there is in a queue of the broker, and whether it exists.
+func (s *Session) Inspect(ctx context.Context, name string) (q amqp.Queue, exists bool, err error) {
+	return s.diagnose.inspect(ctx, name)
+}
+
+// EnsureQueue makes a queue of the broker if it does not exist, and says whether it did. One that exists stays as it is.
+func (s *Session) EnsureQueue(ctx context.Context, d Declaration) (made bool, err error) {
+	return s.diagnose.ensure(ctx, d)
+}
+
 // Dial opens a connection for a purpose; the caller closes it.
 func (s *Session) Dial(ctx context.Context, purpose string) (*amqp.Connection, error) {
 	return s.dial(ctx, purpose, nil)

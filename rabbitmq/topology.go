@@ -80,14 +80,12 @@ func (i *inspector) inspect(ctx context.Context, name string) (q amqp.Queue, exi
 
 // ensure sees to it that the queue exists, and says whether it had to be made. One that exists is used as it is, whatever its arguments: to
 // declare it with others would close the channel.
-func (i *inspector) ensure(ctx context.Context, name string, args amqp.Table) (made bool, err error) {
-	_, exists, err := i.inspect(ctx, name)
+func (i *inspector) ensure(ctx context.Context, d Declaration) (made bool, err error) {
+	_, exists, err := i.inspect(ctx, d.Name)
 	if err != nil || exists {
 		return false, err
 	}
-	_, err = on(ctx, i, func(ch *amqp.Channel) (amqp.Queue, error) {
-		return ch.QueueDeclare(name, true, false, false, false, args)
-	})
+	_, err = on(ctx, i, d.declare)
 	if e, ok := errors.AsType[*amqp.Error](err); ok && e.Code == amqp.PreconditionFailed {
 		return false, nil // somebody else has just made it, with other arguments
 	}
@@ -107,11 +105,10 @@ func ticketQueue(queue string, classic bool, major int) Declaration {
 // gone with the one before it.
 func (b *Broker) ensureQueue(ctx context.Context, queue string) (made bool, err error) {
 	dead := amqp.Table{"x-queue-type": kind(b.options.Classic), "x-max-length": int64(maxDead)}
-	if _, err := b.diagnose.ensure(ctx, deadQueue, dead); err != nil {
+	if _, err := b.diagnose.ensure(ctx, Declaration{deadQueue, dead}); err != nil {
 		return false, err
 	}
-	live := ticketQueue(queue, b.options.Classic, b.diagnose.major())
-	made, err = b.diagnose.ensure(ctx, live.Name, live.Args)
+	made, err = b.diagnose.ensure(ctx, ticketQueue(queue, b.options.Classic, b.diagnose.major()))
 	if err != nil || !made {
 		return false, err
 	}
@@ -169,7 +166,7 @@ func (b *Broker) checkEpoch(ctx context.Context) error {
 		return err
 	}
 	// Made before it is noted: whoever reads it finds it.
-	if _, err := b.diagnose.ensure(ctx, epochPrefix+next.String(), amqp.Table{"x-queue-type": kind(b.options.Classic)}); err != nil {
+	if _, err := b.diagnose.ensure(ctx, Declaration{epochPrefix + next.String(), amqp.Table{"x-queue-type": kind(b.options.Classic)}}); err != nil {
 		return err
 	}
 	now, err := b.store.BeginEpoch(ctx, d.Epoch, next)
