@@ -322,7 +322,7 @@ func (e secretless) Error() string { return redacted(e.err) }
 func (e secretless) Unwrap() error { return e.err }
 
 var (
-	userinfo = regexp.MustCompile(`://[^@\s/]*@`)
+	userinfo = regexp.MustCompile(`://\S*@`) // to the last @: a password may have one
 	password = regexp.MustCompile(`(password\s*=\s*)('[^']*'|\S+)`)
 )
 

@@ -404,6 +404,7 @@ func TestMigrationsThatStartAtOnceTakeTurns(t *testing.T) {
 
 func TestASilentFallBackToPlainTextIsRefused(t *testing.T) {
 	for url, refused := range map[string]bool{
+		"postgres://u:p@canary@db.example.com/x":                   true,
 		"postgres://u:canary@db.example.com/x":                     true, // prefer is the default
 		"postgres://u:canary@db.example.com/x?sslmode=prefer":      true,
 		"postgres://u:canary@db.example.com/x?sslmode=allow":       true,
