@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -137,9 +138,14 @@ func standings(lines []Line, paused []Pause, asked []string) (all []Standing) {
 	return all
 }
 
-// SortLines puts lines in the order of queues, and within a queue the most urgent first.
-func SortLines(lines []Line) {
-	slices.SortFunc(lines, func(a, b Line) int {
+// SortedLines collects lines in the order of queues, and within a queue the most urgent first.
+func SortedLines(lines iter.Seq[*Line]) []Line {
+	all := []Line{}
+	for l := range lines {
+		all = append(all, *l)
+	}
+	slices.SortFunc(all, func(a, b Line) int {
 		return cmp.Or(strings.Compare(a.Queue, b.Queue), b.Priority-a.Priority, strings.Compare(a.Actor, b.Actor))
 	})
+	return all
 }

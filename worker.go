@@ -87,6 +87,7 @@ type crew struct {
 	*Worker
 	log      *slog.Logger
 	sources  []Source
+	actors   []string      // that it claims tasks of
 	canaries Handler       // of canaries
 	slots    chan struct{} // a token per free slot
 	share    int           // of the slots, that one source may reserve at a time
@@ -181,6 +182,7 @@ func (w *Worker) hire(ctx context.Context) (*crew, error) {
 		c.sources = []Source{FromStore(w.Store, 0)}
 	}
 	c.canaries = c.canary()
+	c.actors = append(slices.Clone(c.info.Actors), CanaryActor)
 	c.info.About = c.about(ctx)
 	c.share = (slots + len(c.sources) - 1) / len(c.sources)
 	for range slots {
@@ -260,7 +262,7 @@ func (c *crew) next(ctx context.Context, s Source, n int) ([]Task, error) {
 		return nil, nil
 	}
 	info := c.identity()
-	return s.Next(ctx, Claim{Worker: info.ID, Queues: info.Queues, Actors: append(slices.Clone(info.Actors), CanaryActor), Max: n})
+	return s.Next(ctx, Claim{Worker: info.ID, Queues: info.Queues, Actors: c.actors, Max: n})
 }
 
 func pause(ctx context.Context, d time.Duration) {

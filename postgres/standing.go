@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -44,7 +45,7 @@ func (s *Store) Stand(ctx context.Context, queues []string, of *opscore.Task) (o
 	if err := s.pool.SendBatch(ctx, b).Close(); err != nil {
 		return opscore.Stand{}, unavailable("look where tasks stand", err)
 	}
-	stand.At, stand.Lines = l.at.UTC(), l.sorted()
+	stand.At, stand.Lines = l.at.UTC(), opscore.SortedLines(maps.Values(l.found))
 	return stand, nil
 }
 
@@ -65,15 +66,6 @@ func (l *lines) line(at lane) *opscore.Line {
 		l.found[at] = &opscore.Line{Queue: at.queue, Actor: at.actor, Priority: -int(at.rank)}
 	}
 	return l.found[at]
-}
-
-func (l *lines) sorted() []opscore.Line {
-	all := make([]opscore.Line, 0, len(l.found))
-	for _, line := range l.found {
-		all = append(all, *line)
-	}
-	opscore.SortLines(all)
-	return all
 }
 
 // countSQL counts the due tasks of lanes ($1 queues, $2 actors, $3 ranks) at $4, of which those due before $5, and then with an id smaller than

@@ -3,6 +3,7 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"maps"
 	"slices"
 	"time"
 
@@ -21,7 +22,7 @@ func (s *Store) Stand(ctx context.Context, queues []string, of *opscore.Task) (s
 		if err := l.rates(c, queues); err != nil {
 			return err
 		}
-		stand.Lines = l.sorted()
+		stand.Lines = opscore.SortedLines(maps.Values(l.found))
 		if stand.Loads, err = loads(c); err != nil {
 			return err
 		}
@@ -44,15 +45,6 @@ func (l *lines) line(queue, actor string, rank int) *opscore.Line {
 		l.found[k] = &opscore.Line{Queue: queue, Actor: actor, Priority: -rank}
 	}
 	return l.found[k]
-}
-
-func (l *lines) sorted() []opscore.Line {
-	all := make([]opscore.Line, 0, len(l.found))
-	for _, line := range l.found {
-		all = append(all, *line)
-	}
-	opscore.SortLines(all)
-	return all
 }
 
 // count finds the lanes and counts each up to a limit.

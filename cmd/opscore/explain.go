@@ -72,12 +72,7 @@ type examination struct {
 
 // examining begins an examination. Only a database that is not there at all is an error: that it does not answer is something to say.
 func (a *app) examining(cmd *cobra.Command, do func(context.Context, *examination) error) (err error) {
-	conf, err := a.loadConfig(cmd)
-	if err != nil {
-		return err
-	}
-	a.sayFallback(conf)
-	place, err := a.locate(cmd, conf)
+	conf, place, err := a.placed(cmd)
 	if err != nil {
 		return err
 	}

@@ -39,6 +39,17 @@ func (a *app) with(cmd *cobra.Command, exists mustExist, do func(context.Context
 	return do(cmd.Context(), s)
 }
 
+// placed loads the configuration and says which database it names, for commands that go on also if that does not answer.
+func (a *app) placed(cmd *cobra.Command) (*config, database, error) {
+	conf, err := a.loadConfig(cmd)
+	if err != nil {
+		return nil, nil, err
+	}
+	a.sayFallback(conf)
+	place, err := a.locate(cmd, conf)
+	return conf, place, err
+}
+
 type mustExist bool
 
 const (

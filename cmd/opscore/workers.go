@@ -401,12 +401,7 @@ const leastLook = time.Second
 // awaitReady waits for the database as well: who starts both need not start it first.
 func (a *app) awaitReady(cmd *cobra.Command, o waitOptions) error {
 	began := time.Now()
-	conf, err := a.loadConfig(cmd)
-	if err != nil {
-		return err
-	}
-	a.sayFallback(conf)
-	place, err := a.locate(cmd, conf)
+	conf, place, err := a.placed(cmd)
 	if err != nil {
 		return err
 	}
