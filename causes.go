@@ -71,6 +71,7 @@ const (
 	CauseBrokerStateLost     = "broker_state_lost"
 	CauseBrokerQueueMissing  = "broker_queue_missing"
 	CauseBrokerQueueMismatch = "broker_queue_mismatch"
+	CauseBrokerQueueUnusable = "broker_queue_unusable"
 	CauseBrokerPolicyLimits  = "broker_policy"
 	CauseTicketLost          = "ticket_lost"
 	CauseTicketsHeld         = "tickets_held"
@@ -85,6 +86,7 @@ const (
 	CauseDatabaseSilent      = "database_silent"
 	CauseDatabaseReadOnly    = "database_read_only"
 	CauseDatabaseFull        = "database_full"
+	CauseDatabaseStalled     = "database_stalled"
 	CauseRowLocked           = "row_locked"
 	CauseRowsLocked          = "rows_locked"
 	CauseTableLocked         = "table_locked"
@@ -331,7 +333,7 @@ var causeKinds = []CauseKind{
 		Group: "Workers", Code: CauseWorkerDied, Severity: Warning, Impact: "its tasks are given to others",
 		Means: "The worker that ran the task has died. What it ran is pending again after a short wait.",
 		See:   "`opscore task show ID` has the loss; `opscore worker list` the worker",
-		Fix:   "It is retried by itself. Start a worker if it was the only one.",
+		Fix:   "It is retried by itself. Start a worker if it was the only one: tasks of dead workers are taken back by others.",
 	},
 	{
 		Group: "Workers", Code: CauseWorkerOOMKilled, Severity: Fault, Impact: "its tasks are given to others, and may kill them too",
@@ -454,6 +456,12 @@ var causeKinds = []CauseKind{
 		Fix:   "`opscore queue migrate QUEUE`",
 	},
 	{
+		Group: "The broker", Code: CauseBrokerQueueUnusable, Severity: Warning, Impact: "no ticket comes by that queue; workers look for tasks themselves",
+		Means: "There is such a queue in the broker, and the broker does not let us use it: somebody has it for himself, or its node is down. The evidence has the broker's words.",
+		See:   "`rabbitmqctl list_queues -p VHOST name state owner_pid`, `rabbitmqctl list_consumers -p VHOST`",
+		Fix:   "End the connection that has the queue for itself, or start the queue's node.",
+	},
+	{
 		Group: "The broker", Code: CauseBrokerPolicyLimits, Severity: Warning, Impact: "tickets may be dropped; their tasks are pulled",
 		Means: "A policy of the broker limits the queue: it drops what is too much or too old.",
 		See:   "`rabbitmqctl list_policies -p VHOST`",
@@ -499,7 +507,7 @@ var causeKinds = []CauseKind{
 		Group: "The database", Code: CauseDatabaseSchema, Severity: Fault, Impact: "nothing works that needs what is missing",
 		Means: "The schema in the database is not the one that this binary wants.",
 		See:   "`opscore migrate status`",
-		Fix:   "`opscore migrate up`, or use the binary that the schema is for.",
+		Fix:   "`opscore migrate up`, or use the binary that the schema is for. If there is no schema at all, compare the database with the submitter's first: `opscore config show`.",
 	},
 	{
 		Group: "The database", Code: CauseDatabaseDiskFull, Severity: Fault, Impact: "nothing is submitted or recorded",
@@ -524,6 +532,12 @@ var causeKinds = []CauseKind{
 		Means: "All connections that the server allows are in use.",
 		See:   "`SELECT application_name, count(*) FROM pg_stat_activity GROUP BY 1`",
 		Fix:   "End idle ones, use a pooling proxy, or raise `max_connections`.",
+	},
+	{
+		Group: "The database", Code: CauseDatabaseStalled, Severity: Fault, Impact: "what has to be stored waits until they end",
+		Means: "Statements on opscore's tables take far longer than they should, and no lock is the reason: commits wait for a synchronous standby that is not there, or the server is overloaded.",
+		See:   "`SELECT pid, state, wait_event_type, wait_event, query FROM pg_stat_activity WHERE state = 'active'`, `SHOW synchronous_standby_names`",
+		Fix:   "Start the standby or take it out of `synchronous_standby_names`; else look at the server's load and disk.",
 	},
 	{
 		Group: "The database", Code: CauseRowLocked, Severity: Fault, Impact: "the task is not claimed, or its outcome not recorded, until the lock is gone",

@@ -120,11 +120,15 @@ func (v *view) settled(causes []Cause) []Cause {
 				with(a.Source, "error", a.Err).with(a.Source, "asked for", a.Took))
 		}
 	}
-	if len(causes) == 0 || causes[0].Code == CauseSourceSilent {
-		causes = slices.Insert(causes, 0, v.unknown("nothing that was read explains it"))
+	told := slices.DeleteFunc(slices.Clone(causes), Cause.untold)
+	if len(told) == 0 {
+		told = []Cause{v.unknown("nothing that was read explains it")}
 	}
-	return causes
+	return append(told, slices.DeleteFunc(causes, func(c Cause) bool { return !c.untold() })...)
 }
+
+// untold reports whether a cause only says what could not be read: that explains nothing.
+func (c Cause) untold() bool { return c.Code == CauseSourceSilent }
 
 // explained reports whether a cause says what is the matter with a source that did not answer, or not everything.
 func explained(a Asked, causes []Cause) bool {

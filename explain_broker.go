@@ -47,14 +47,15 @@ func (v *view) connection() (causes []Cause) {
 			fix(act("mend the certificate of %s, or the scheme and port of the broker's URL", at)))
 	case BrokerTLS:
 		causes = append(causes, about(because(CauseBrokerFrozen, "%s takes connections, but does not speak AMQP: %s", at, b.Err)).
-			fix(act("continue or restart RabbitMQ at %s: its process is stopped or overloaded", at)))
+			fix(act("continue or restart RabbitMQ at %s: its process is stopped or overloaded", at),
+				act("or mend the broker's URL, if it is another service that listens at %s", at)))
 	case BrokerHandshake:
 		causes = append(causes, about(because(CauseBrokerLoginRefused, "RabbitMQ at %s does not take the user or its password: %s", at, b.Err)).
 			with("rabbitmq", "user", b.User).
 			fix(act("give user %s of RabbitMQ at %s the password that the broker's URL has (rabbitmqctl change_password), or mend the URL", b.user(), at)))
 	case BrokerLogin:
 		causes = append(causes, about(because(CauseBrokerVhostRefused, "RabbitMQ at %s lets the user in, but not into virtual host %s: %s", at, b.Endpoint.Name, b.Err)).
-			with("rabbitmq", "user", b.User).fix(b.permit(), act("or create virtual host %s first, or mend the URL", b.Endpoint.Name)))
+			with("rabbitmq", "user", b.User).fix(b.letIn()...))
 	case BrokerOpen:
 	}
 	if reason := cmp.Or(b.Blocked, strings.Join(b.Alarms, ", ")); reason != "" {
@@ -97,6 +98,23 @@ func (b *BrokerFacts) permit() Remedy {
 	return command("rabbitmqctl set_permissions -p %s %s '.*' '.*' '.*'", b.Endpoint.Name, b.User)
 }
 
+// letIn is what lets the user into the virtual host, by the broker's words; in these, names that anybody has chosen may be.
+func (b *BrokerFacts) letIn() []Remedy {
+	words := strings.NewReplacer("'"+b.Endpoint.Name+"'", "", "'"+b.User+"'", "", "vhost "+b.Endpoint.Name+" ", "").Replace(b.Err)
+	switch vhost := b.Endpoint.Name; {
+	case strings.Contains(words, "limit"):
+		return []Remedy{act("raise the limit of connections for virtual host %s or user %s (rabbitmqctl list_vhost_limits, list_user_limits), or end some", vhost, b.user())}
+	case strings.Contains(words, "is down"):
+		return []Remedy{command("rabbitmqctl restart_vhost -p %s", vhost)}
+	case strings.Contains(words, "not found") && b.User != "":
+		return []Remedy{
+			command("rabbitmqctl add_vhost %s && rabbitmqctl set_permissions -p %s %s '.*' '.*' '.*'", vhost, vhost, b.User),
+			act("or mend the broker's URL, if it is another virtual host than %s that is meant", vhost),
+		}
+	}
+	return []Remedy{b.permit()}
+}
+
 // otherBrokers names the live workers that are connected to another virtual host.
 func (v *view) otherBrokers(queue string) (causes []Cause) {
 	for i := range v.Workers {
@@ -136,6 +154,9 @@ func (v *view) brokerQueue(q *BrokerQueue) (causes []Cause) {
 		causes = append(causes, about(because(CauseBrokerPermission, "a fresh connection may not use queue %s: %s; running ones will not survive a reconnect",
 			q.Name, strings.Join(q.Refused, "; ")).with("rabbitmq", "refused", strings.Join(q.Refused, "; "))).
 			with("rabbitmq", "user", v.Broker.User).fix(v.Broker.permit()))
+	} else if q.Reply != 0 {
+		causes = append(causes, about(because(CauseBrokerQueueUnusable, "queue %s cannot be used: %s", q.Name, q.Err).with("rabbitmq", "error", q.Err)).
+			fix(v.freeQueue(q)))
 	} else if q.Err != "" {
 		causes = append(causes, about(because(CauseSourceSilent, "queue %s cannot be looked at: %s", q.Name, q.Err)).with("rabbitmq", "error", q.Err))
 	}
@@ -146,6 +167,21 @@ func (v *view) brokerQueue(q *BrokerQueue) (causes []Cause) {
 	}
 	causes = append(causes, v.consumers(q)...)
 	return append(causes, v.ticket(q)...)
+}
+
+// freeQueue is what makes a queue usable to which the broker refuses us, by its words.
+func (v *view) freeQueue(q *BrokerQueue) Remedy {
+	const (
+		resourceLocked = 405
+		accessRefused  = 403
+	)
+	switch host := v.Broker.Endpoint.Name; q.Reply {
+	case resourceLocked:
+		return act("end the connection that has queue %s for itself (rabbitmqctl list_queues -p %s name owner_pid), or let it use another name", q.Name, host)
+	case accessRefused:
+		return act("stop the consumer that has queue %s for itself (rabbitmqctl list_consumers -p %s), or let it consume with others", q.Name, host)
+	}
+	return act("mend what RabbitMQ says of queue %s in virtual host %s: %s", q.Name, v.Broker.Endpoint.Name, q.Err)
 }
 
 // hears reports whether a worker gets tickets.

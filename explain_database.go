@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // SourcePostgres is the name of PostgreSQL's catalogs among the sources of facts.
@@ -89,23 +90,99 @@ func (v *view) stopping() (causes []Cause) {
 		causes = append(causes, v.readOnly(at))
 	}
 	if d.Limit > 0 && d.Connections >= d.Limit {
-		of := cmp.Or(d.LimitOf, "server")
-		causes = append(causes, because(CauseDatabaseFull, "%s has no connection left: %d of %d are in use, the limit of the %s", at, d.Connections, d.Limit, of).
-			with(SourcePostgres, "connections", d.Connections).with(SourcePostgres, "limit of the "+of, d.Limit).
-			fix(act("end idle connections to %s, or raise the limit of the %s", at, of)))
+		causes = append(causes, v.full(at, cmp.Or(d.LimitOf, "server")))
 	}
-	if d.SchemaWanted > 0 && d.Schema < d.SchemaWanted {
-		causes = append(causes, because(CauseDatabaseSchema, "the schema of %s has version %d, and this binary wants %d", at, d.Schema, d.SchemaWanted).
-			with(SourcePostgres, "schema version", d.Schema).with(SourcePostgres, "wanted", d.SchemaWanted).fix(command("opscore migrate up")))
+	if d.SchemaWanted > 0 && d.Schema != d.SchemaWanted {
+		causes = append(causes, v.schema(at))
 	}
 	if d.Endpoint.Kind == "sqlite" && d.Free < leastFree {
 		causes = append(causes, because(CauseDatabaseDiskFull, "the disk of %s is full: %d bytes are free", at, d.Free).
 			with("host", "free bytes", d.Free).fix(act("free room on the disk of %s", at)))
 	}
+	causes = append(causes, v.stalled(at)...)
 	for _, l := range d.Locks {
-		causes = append(causes, v.lock(l))
+		if l.Holder.Wait != commitWaits { // it ends when what it waits for is there
+			causes = append(causes, v.lock(l))
+		}
 	}
 	return causes
+}
+
+// full says who has the connections of which none is left.
+func (v *view) full(at, of string) Cause {
+	d := v.Database
+	text, whose := fmt.Sprintf("%s has no connection left: %d of %d are in use, the limit of the %s", at, d.Connections, d.Limit, of), ""
+	if len(d.Crowds) > 0 {
+		whose = " of " + d.Crowds[0].name()
+		text += fmt.Sprintf("; %d are%s", d.Crowds[0].N, whose)
+	}
+	c := because(CauseDatabaseFull, "%s", text).with(SourcePostgres, "connections", d.Connections).with(SourcePostgres, "limit of the "+of, d.Limit)
+	for _, k := range d.Crowds {
+		c = c.with(SourcePostgres, "connections of "+k.name(), k.N)
+	}
+	return c.fix(act("end idle connections%s to %s, or raise the limit of the %s", whose, at, of))
+}
+
+// name names whose connections they are for people.
+func (c *Crowd) name() string {
+	return fmt.Sprintf("%s (user %s, %s)", cmp.Or(c.App, "a program without a name"), cmp.Or(c.User, "not known"), cmp.Or(c.Client, "local"))
+}
+
+// schema says that the schema is not the one that this binary knows.
+func (v *view) schema(at string) Cause {
+	d := v.Database
+	about := func(c Cause) Cause {
+		return c.with(SourcePostgres, "schema version", d.Schema).with(SourcePostgres, "wanted", d.SchemaWanted).with(SourcePostgres, "looked in", at)
+	}
+	up := command("opscore migrate up")
+	switch {
+	case d.Schema > d.SchemaWanted:
+		return about(because(CauseDatabaseSchema, "the schema of %s has version %d, and this binary knows only up to %d: a newer one has changed it", at, d.Schema, d.SchemaWanted)).
+			fix(safe(act("use the newer opscore that the schema of %s was made by", at)))
+	case d.Schema == 0:
+		c := about(because(CauseDatabaseSchema, "%s has no tables of opscore", at))
+		look := safe(act("compare %s with where the submitter's tasks are (opscore config show): schema %s is not there, or was dropped or renamed",
+			at, d.Endpoint.Name[strings.LastIndex(d.Endpoint.Name, "/")+1:]))
+		if v.ID != (ID{}) { // somebody has submitted it somewhere
+			return c.fix(look, up)
+		}
+		return c.fix(up, look)
+	}
+	return about(because(CauseDatabaseSchema, "the schema of %s has version %d, and this binary wants %d", at, d.Schema, d.SchemaWanted)).fix(up)
+}
+
+// commitWaits is what a backend waits for whose commit a standby has not confirmed.
+const commitWaits = "IPC: SyncRep"
+
+// slowWorthTelling is far more than any statement of opscore's takes.
+const slowWorthTelling = 5 * time.Second
+
+// stalled says that statements do not end, although no lock keeps them.
+func (v *view) stalled(at string) []Cause {
+	d := v.Database
+	var slow []Backend
+	for _, b := range d.Slow {
+		if b.Wait == commitWaits || strings.HasPrefix(b.App, "opscore") && !strings.HasPrefix(b.Wait, "Lock: ") && v.At.Sub(b.Since) >= slowWorthTelling {
+			slow = append(slow, b)
+		}
+	}
+	if len(slow) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(slow, func(a, b Backend) int { return a.Since.Compare(b.Since) })
+	b := slow[0]
+	why := fmt.Sprintf("%s, active for %s, waits for %s", b.name(), v.ago(b.Since), cmp.Or(b.Wait, "nothing but its own work"))
+	c := because(CauseDatabaseStalled, "%s on tasks in %s %s not end: %s", countOf(len(slow), "statement"), at, map[bool]string{true: "does", false: "do"}[len(slow) == 1], why)
+	remedy := act("look what process %d of the database works at, and at the load and the disk of %s", b.PID, at)
+	if b.Wait == commitWaits {
+		standbys := cmp.Or(strings.Join(d.Standbys, ", "), "none")
+		c = because(CauseDatabaseStalled, "commits in %s wait for a synchronous standby that does not confirm them: synchronous_standby_names is %s, connected is %s; %s",
+			at, cmp.Or(d.SyncStandbys, "not known"), standbys, why).
+			with(SourcePostgres, "synchronous_standby_names", d.SyncStandbys).with(SourcePostgres, "standbys", standbys)
+		remedy = act("start a standby that synchronous_standby_names of %s lists (%s), or take it out of there", at, d.SyncStandbys)
+	}
+	return []Cause{c.since(b.Since).with(SourcePostgres, "pid", b.PID).with(SourcePostgres, "waits for", b.Wait).with(SourcePostgres, "query", b.Query).
+		with(SourcePostgres, "statements", len(slow)).fix(remedy)}
 }
 
 func (v *view) readOnly(at string) Cause {

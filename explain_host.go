@@ -122,8 +122,16 @@ func (v *view) host(queues []string) (causes []Cause) {
 			for _, e := range p.Endpoints {
 				c = c.with("host", "it was told to use "+e.Kind, e.String())
 			}
-			causes = append(causes, c.with("host", fmt.Sprintf("process %d", p.PID), strings.Join(p.Args, " ")).with("host", "directory", p.Dir).
-				fix(act("compare the database of process %d with this one: opscore config show in %s", p.PID, p.Dir)))
+			for _, file := range p.Databases {
+				c = c.with("host", "it has open", file)
+			}
+			c = c.with("host", fmt.Sprintf("process %d", p.PID), strings.Join(p.Args, " ")).with("host", "directory", p.Dir)
+			if i := slices.IndexFunc(p.Databases, func(file string) bool { return strings.HasSuffix(file, " (deleted)") }); i >= 0 {
+				c = c.fix(act("start process %d again: the file that it works for is not there any more: %s", p.PID, p.Databases[i]))
+			} else {
+				c = c.fix(act("compare the database of process %d with this one: opscore config show in %s", p.PID, p.Dir))
+			}
+			causes = append(causes, c)
 		}
 	}
 	return causes

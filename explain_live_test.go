@@ -158,7 +158,7 @@ func TestExplainNamesAWorkerThatHasGoneSilentAndThatNobodyTakesItsTasksBack(t *t
 		c.says(id, opscore.CauseWorkerSilent, "hall, process 4711", "for 20s")
 		pass(time.Minute)
 		causes, err := c.Explain(c.Context(), id)
-		if err != nil || len(causes) != 2 || causes[1].Code != opscore.CauseNoKeeper {
+		if err != nil || len(causes) != 3 || causes[1].Code != opscore.CauseNoKeeper || causes[2].Code != opscore.CauseNoWorker {
 			c.Errorf("causes = %+v, %v", causes, err)
 		}
 		if err := c.Store.Leave(c.Context(), w.ID, "its process is dead", opscore.Report{}); err != nil {

@@ -136,9 +136,27 @@ func (v *view) missing() []Cause {
 		return append(causes, base(CausePruned, "no task %s is in %s; it was made %s ago, and tasks that are over are removed after %s",
 			v.ID, where, v.ago(made), brief(time.Duration(v.Kept))).with("configuration", "kept for", brief(time.Duration(v.Kept))))
 	}
-	return append(causes, base(CauseNeverCommitted, "no task %s is in %s, although its id was made only %s ago: its submit was not committed there",
-		v.ID, where, v.ago(made)).since(made).
-		fix(act("look how the submitting transaction ended, and compare its database with %s; then submit again with the same id", where)))
+	c := base(CauseNeverCommitted, "no task %s is in %s, although its id was made only %s ago: its submit was not committed there",
+		v.ID, where, v.ago(made)).since(made)
+	c, restored := v.restarted(c, made)
+	return append(causes, c.fix(act("look how the submitting transaction ended%s, and compare its database with %s; then submit again with the same id", restored, where)))
+}
+
+// firstTimeline is that of a server which has only its own history.
+const firstTimeline = "00000001"
+
+// restarted adds that the server was started after the task was made, and what may have become of the task then.
+func (v *view) restarted(c Cause, made time.Time) (with Cause, look string) {
+	d := v.Database
+	if d == nil || !d.Started.After(made) {
+		return c, ""
+	}
+	c = c.with(SourcePostgres, "server started", moment(d.Started))
+	if d.Timeline == "" || d.Timeline == firstTimeline {
+		return c, ""
+	}
+	return c.with(SourcePostgres, "timeline", d.Timeline),
+		fmt.Sprintf(", and whether what was committed before %s was lost when the server was restored or promoted", moment(d.Started))
 }
 
 // madeAt is when an id was made, if it tells.
@@ -179,7 +197,7 @@ func (v *view) pending() []Cause {
 	if slices.ContainsFunc(causes, func(c Cause) bool { return c.Severity == Fault }) {
 		return causes
 	}
-	if v.At.Sub(t.RunAt) > takenWithin && len(causes) == 0 {
+	if v.At.Sub(t.RunAt) > takenWithin && len(slices.DeleteFunc(slices.Clone(causes), Cause.untold)) == 0 {
 		causes = append(causes, v.unknown("task %s could have started %s ago, a worker that takes it is ready, and yet it has not", t.ID, v.ago(t.RunAt)).since(t.RunAt))
 	}
 	return append(causes, turn...)
@@ -301,6 +319,7 @@ func (v *view) running() []Cause {
 		causes = append(causes, v.degraded(owner)...)
 	}
 	if !alive { // then the task has to find its way to another worker
+		causes = append(causes, v.nobody(t.Queue, t.Actor)...)
 		causes = append(causes, v.broker(t.Queue, true)...)
 	}
 	return append(causes, v.host([]string{t.Queue})...)

@@ -165,6 +165,9 @@ var explanations = []struct {
 		[]string{opscore.CauseNeverCommitted},
 	},
 	{opscore.CauseNeverCommitted, missing(ago(time.Minute)), []string{"db:5432/app/opscore", "1m", "mine"}, "look how the submitting transaction ended", nil},
+	{opscore.CauseNeverCommitted, all(missing(ago(time.Hour)), func(f *opscore.Facts) {
+		f.Database.Started, f.Database.Timeline = ago(time.Minute), "00000002"
+	}), []string{"11:59:00", "00000002"}, "look how the submitting transaction ended, and whether what was committed before 2026-05-04T11:59:00Z was lost", nil},
 	{opscore.CausePruned, missing(ago(8 * 24 * time.Hour)), []string{"8 days ago", "7 days"}, "", nil},
 	{opscore.CauseOtherDatabase, missing(ago(40 * 24 * time.Hour)), []string{"2026-03-25", "2026-04-04"}, "ask the database that the submitter uses", nil},
 	{opscore.CauseTaskUnknown, func(f *opscore.Facts) { f.Task, f.ID = nil, uuid.MustParse("8c5e1f0a-2b1c-4d3e-9f10-000000000001") }, []string{"does not say when"}, "compare the id", nil},
@@ -205,18 +208,18 @@ var explanations = []struct {
 		w.Report.Checks = []opscore.Check{{Name: opscore.CheckDelivery, State: opscore.CheckFailed, Text: "deaf since noon"}}
 	}), []string{"deaf since noon"}, "on host hall", nil},
 	{opscore.CauseWorkerNotReady, worker(func(w *opscore.WorkerInfo) { w.State, w.Stop = opscore.WorkerDraining, "ann" }), []string{"ann asked"}, "wait for another", nil},
-	{opscore.CauseWorkerSilent, all(running, worker(func(w *opscore.WorkerInfo) { w.LastBeat = ago(20 * time.Second) })), []string{"20s", "4711", "12:00:10"}, "look at process 4711 on host hall", nil},
-	{opscore.CauseWorkerSilent, worker(func(w *opscore.WorkerInfo) { w.LastBeat, w.Live = ago(40*time.Second), false }), []string{"40s"}, "look at process 4711 on host hall", nil},
+	{opscore.CauseWorkerSilent, all(running, worker(func(w *opscore.WorkerInfo) { w.LastBeat = ago(20 * time.Second) })), []string{"20s", "4711 state Value:S", "12:00:10"}, "process 4711 is alive on this host", nil},
+	{opscore.CauseWorkerSilent, all(worker(func(w *opscore.WorkerInfo) { w.LastBeat, w.Live = ago(100*time.Second), false }), func(f *opscore.Facts) { f.Host = nil }), []string{"for 1m40s,"}, "look at process 4711 on host hall", nil},
 	{opscore.CauseWorkerStopped, all(running, func(f *opscore.Facts) { f.Host.Processes[0].State = "T" }), []string{"4711", "state T"}, "kill -CONT 4711", nil},
 	{opscore.CauseWorkerStopped, func(f *opscore.Facts) { f.Host.Processes[0].State = "T" }, []string{"state T"}, "kill -CONT 4711", nil},
-	{opscore.CauseWorkerDied, all(running, func(f *opscore.Facts) { f.Host.Processes[0].Exists = false }), []string{"4711", "no such process", "12:00:29"}, "", nil},
+	{opscore.CauseWorkerDied, all(running, func(f *opscore.Facts) { f.Host.Processes[0].Exists = false }), []string{"4711", "no such process", "12:00:29"}, "", []string{opscore.CauseNoWorker}},
 	{opscore.CauseWorkerDied, func(f *opscore.Facts) { f.Host.Processes[0].Exists = false }, []string{"4711"}, "", []string{opscore.CauseNoWorker}},
-	{opscore.CauseWorkerDied, all(running, gone("its process is dead")), []string{"its process is dead"}, "", nil},
+	{opscore.CauseWorkerDied, all(running, gone("its process is dead")), []string{"its process is dead"}, "", []string{opscore.CauseNoWorker}},
 	{opscore.CauseWorkerDied, all(waits(opscore.CodeLost), func(f *opscore.Facts) { f.Task.Lost = 1 }), []string{"1 of 3", "in 4s"}, "", nil},
-	{opscore.CauseWorkerOOMKilled, all(running, func(f *opscore.Facts) { f.Host.Processes[0].Exists, f.Host.Processes[0].OOMKills = false, 2 }), []string{"oom_kill 2"}, "give process 4711", nil},
-	{opscore.CauseWorkerLeft, all(running, gone("stopped: by a signal")), []string{"by a signal"}, "", nil},
+	{opscore.CauseWorkerOOMKilled, all(running, func(f *opscore.Facts) { f.Host.Processes[0].Exists, f.Host.Processes[0].OOMKills = false, 2 }), []string{"oom_kill 2"}, "give process 4711", []string{opscore.CauseNoWorker}},
+	{opscore.CauseWorkerLeft, all(running, gone("stopped: by a signal")), []string{"by a signal"}, "", []string{opscore.CauseNoWorker}},
 	{opscore.CauseNoKeeper, func(f *opscore.Facts) { f.Task.ExpiresAt = ago(time.Minute) }, []string{"expired 1m"}, "opscore worker", []string{opscore.CauseExpired}},
-	{opscore.CauseWorkerDied, all(running, gone("its process is dead"), worker(func(w *opscore.WorkerInfo) { w.GoneAt = ago(time.Hour) })), []string{"is dead"}, "", []string{opscore.CauseNoKeeper}},
+	{opscore.CauseWorkerDied, all(running, gone("its process is dead"), worker(func(w *opscore.WorkerInfo) { w.GoneAt = ago(time.Hour) })), []string{"is dead"}, "", []string{opscore.CauseNoKeeper, opscore.CauseNoWorker}},
 	{opscore.CauseWorkerDegraded, worker(func(w *opscore.WorkerInfo) {
 		w.Report.Checks = []opscore.Check{{Name: opscore.CheckBroker, State: opscore.CheckDegraded, Text: "not connected"}}
 	}), []string{"not connected"}, "on host hall", []string{opscore.CauseReady}},
@@ -247,6 +250,10 @@ var explanations = []struct {
 	{opscore.CauseBrokerVhostRefused, broker(func(b *opscore.BrokerFacts) {
 		b.Reached, b.Err, b.Queues, b.User = opscore.BrokerLogin, "no access", nil, "u"
 	}), []string{"virtual host /"}, "rabbitmqctl set_permissions -p / u '.*' '.*' '.*'", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerVhostRefused, vhostRefused("530 NOT_ALLOWED - vhost limit not found"), []string{"virtual host limit"}, "rabbitmqctl add_vhost limit && rabbitmqctl set_permissions -p limit down '.*' '.*' '.*'", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerVhostRefused, vhostRefused("530 NOT_ALLOWED - access to vhost 'limit' refused for user 'down': connection limit (4) is reached"), []string{"(4)"}, "raise the limit of connections for virtual host limit or user down", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerVhostRefused, vhostRefused("541 INTERNAL_ERROR - access to vhost 'limit' refused for user 'down': vhost 'limit' is down"), []string{"is down"}, "rabbitmqctl restart_vhost -p limit", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerVhostRefused, vhostRefused("530 NOT_ALLOWED - access to vhost 'limit' refused for user 'down'"), []string{"refused"}, "rabbitmqctl set_permissions -p limit down '.*' '.*' '.*'", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerPermission, queue(func(q *opscore.BrokerQueue) { q.Refused = []string{"read: access refused for user u"} }), []string{"user u"}, "give the user that the error names", []string{opscore.CauseReady}},
 	{
 		opscore.CauseBrokerPermission,
@@ -260,6 +267,10 @@ var explanations = []struct {
 	{opscore.CauseBrokerStateLost, broker(func(b *opscore.BrokerFacts) { b.Epoch = opscore.ID{} }), []string{otherID.String(), "none"}, "", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerQueueMissing, queue(func(q *opscore.BrokerQueue) { *q = opscore.BrokerQueue{Queue: "q", Name: "opscore.q"} }), []string{"opscore.q"}, "opscore queue ensure q", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerQueueMismatch, queue(func(q *opscore.BrokerQueue) { q.Mismatch = "x-max-priority is none, wanted 10" }), []string{"x-max-priority is none, wanted 10"}, "opscore queue migrate q", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerQueueUnusable, queue(func(q *opscore.BrokerQueue) { q.Exists, q.Err, q.Reply = false, "405 RESOURCE_LOCKED - in use", 405 }), []string{"RESOURCE_LOCKED"}, "end the connection that has queue opscore.q for itself", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerQueueUnusable, queue(func(q *opscore.BrokerQueue) { q.Err, q.Reply = "403 ACCESS_REFUSED - in exclusive use", 403 }), []string{"in exclusive use"}, "stop the consumer that has queue opscore.q for itself", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerQueueUnusable, queue(func(q *opscore.BrokerQueue) { q.Err, q.Reply = "404 NOT_FOUND - home node is down", 404 }), []string{"home node is down"}, "mend what RabbitMQ says of queue opscore.q", []string{opscore.CauseReady}},
+	{opscore.CauseReady, queue(func(q *opscore.BrokerQueue) { q.Err = "no answer in time" }), nil, "", []string{opscore.CauseSourceSilent}},
 	{opscore.CauseBrokerPolicyLimits, queue(func(q *opscore.BrokerQueue) {
 		q.Policy = &opscore.BrokerPolicy{Name: "tiny", Definition: map[string]any{"max-length": 3, "ha-mode": "all"}}
 	}), []string{"tiny", "max-length=3"}, "rabbitmqctl clear_policy -p / tiny", []string{opscore.CauseReady}},
@@ -284,6 +295,22 @@ var explanations = []struct {
 	{opscore.CauseDatabaseReadOnly, func(f *opscore.Facts) { f.Database.Recovery = true }, []string{"standby", "true"}, "connect to the primary", nil},
 	{opscore.CauseDatabaseReadOnly, func(f *opscore.Facts) { f.Database.ReadOnly = true }, []string{"read-only"}, "unset default_transaction_read_only", nil},
 	{opscore.CauseDatabaseFull, all(storeFails, func(f *opscore.Facts) { f.Database.Connections = 100 }), []string{"100 of 100"}, "end idle connections", nil},
+	{opscore.CauseDatabaseFull, all(storeFails, func(f *opscore.Facts) {
+		f.Database.Connections, f.Database.Crowds = 100, []opscore.Crowd{{App: "leak", User: "u", Client: "10.0.0.9", N: 90}, {User: "v", N: 2}}
+	}), []string{"leak (user u, 10.0.0.9) Value:90", "a program without a name (user v, local) Value:2"}, "end idle connections of leak (user u, 10.0.0.9)", nil},
+	{opscore.CauseDatabaseStalled, func(f *opscore.Facts) {
+		waits := backend
+		waits.Wait, waits.State = "IPC: SyncRep", "active"
+		f.Database.Slow, f.Database.SyncStandbys = []opscore.Backend{waits}, "berlin"
+		f.Database.Locks = []opscore.Lock{{On: "row of table opscore.worker", Mode: "ExclusiveLock", Holder: waits}}
+	}, []string{"berlin", "IPC: SyncRep", "1234", "none"}, "start a standby that synchronous_standby_names of", nil},
+	{opscore.CauseDatabaseStalled, func(f *opscore.Facts) {
+		f.Database.Slow = []opscore.Backend{
+			{PID: 8, App: "opscore", State: "active", Since: ago(9 * time.Second), Wait: "Lock: relation"},
+			{PID: 9, App: "opscore", State: "active", Since: ago(8 * time.Second), Wait: "IO: DataFileRead"},
+			{PID: 10, App: "report", State: "active", Since: ago(time.Hour), Wait: "IO: DataFileRead"},
+		}
+	}, []string{"process 9 ", "IO: DataFileRead", "1 statement"}, "look what process 9 of the database works at", nil},
 	{opscore.CauseRowLocked, func(f *opscore.Facts) {
 		f.Database.Locks = []opscore.Lock{{On: "row of the task", Mode: "RowShareLock", Holder: backend, Waiting: []int{12, 13}}}
 	}, []string{"1234", "billing", "10.0.0.9:5544", "SELECT … FOR UPDATE", "12, 13"}, `psql "$OPSCORE_DATABASE_URL" -c 'SELECT pg_terminate_backend(1234)'`, nil},
@@ -296,6 +323,11 @@ var explanations = []struct {
 	{opscore.CauseDatabaseRefused, reached(opscore.DatabaseRefused, "28P01"), []string{"28P01", "nobody home"}, "mend what the database at db:5432 says", nil},
 	{opscore.CauseDatabaseFull, reached(opscore.DatabaseRefused, "53300"), []string{"53300"}, "end idle connections", nil},
 	{opscore.CauseDatabaseSchema, func(f *opscore.Facts) { f.Database.Schema, f.Database.SchemaWanted = 4, 5 }, []string{"version 4", "wants 5"}, "opscore migrate up", nil},
+	{opscore.CauseDatabaseSchema, func(f *opscore.Facts) { f.Database.Schema, f.Database.SchemaWanted = 6, 5 }, []string{"version 6", "only up to 5"}, "use the newer opscore", nil},
+	{opscore.CauseDatabaseSchema, all(storeFails, func(f *opscore.Facts) {
+		f.Database.Endpoint = opscore.Endpoint{Kind: "postgres", Address: "db:5432", Name: "shop/tasks"}
+		f.Database.Schema, f.Database.SchemaWanted = 0, 5
+	}), []string{"db:5432/shop/tasks"}, "compare db:5432/shop/tasks with where the submitter's tasks are", nil},
 	{opscore.CauseDatabaseDiskFull, func(f *opscore.Facts) { f.Database.Endpoint = opscore.Endpoint{Kind: "sqlite", Name: "/srv/tasks.db"} }, []string{"/srv/tasks.db"}, "free room on the disk", nil},
 	{opscore.CauseTableLocked, func(f *opscore.Facts) {
 		f.Database.Endpoint, f.Database.Free = opscore.Endpoint{Kind: "sqlite", Name: "/srv/tasks.db"}, 1<<30
@@ -321,6 +353,12 @@ func reached(step opscore.DatabaseStep, state string) func(*opscore.Facts) {
 	return all(storeFails, func(f *opscore.Facts) {
 		f.Database.Reached, f.Database.SQLState, f.Database.Err = step, state, "nobody home"
 	})
+}
+
+func vhostRefused(words string) func(*opscore.Facts) {
+	return all(worker(func(w *opscore.WorkerInfo) { w.Endpoints[0].Name = "limit" }), broker(func(b *opscore.BrokerFacts) {
+		b.Reached, b.Err, b.Queues, b.User, b.Endpoint.Name = opscore.BrokerLogin, words, nil, "down", "limit"
+	}))
 }
 
 func storeFails(f *opscore.Facts) {

@@ -58,9 +58,7 @@ func (v *view) condition(w *WorkerInfo) (why Cause, fit bool) {
 	silent := v.At.Sub(w.LastBeat)
 	switch failed := w.Report.Failed(); {
 	case !w.Live || !w.LastBeat.IsZero() && silent > silentAfter*w.beatEvery():
-		return about(because(CauseWorkerSilent, "%s has not been heard of for %s, although it heartbeats every %s; its tasks are given to others from %s on",
-			w.name(), brief(silent), brief(w.beatEvery()), moment(w.leaseEnds())).since(w.LastBeat).next(w.leaseEnds())).
-			fix(act("look at process %d on host %s: continue it if it is stopped, start it again if it is gone", w.PID, w.Host)), false
+		return about(v.silent(w, silent)), false
 	case w.State == WorkerDraining:
 		return about(because(CauseWorkerNotReady, "%s is stopping%s: it takes nothing", w.name(), askedBy(w))).
 			fix(act("wait for another worker, or start one")), false
@@ -75,6 +73,17 @@ func (v *view) condition(w *WorkerInfo) (why Cause, fit bool) {
 		return c.fix(act("on host %s, mend what the check says of process %d: %s", w.Host, w.PID, checkTexts(failed))), false
 	}
 	return why, true
+}
+
+// silent says that a worker does not heartbeat, and whether its process is alive, if this host can tell.
+func (v *view) silent(w *WorkerInfo, silent time.Duration) Cause {
+	c := because(CauseWorkerSilent, "%s has not been heard of for %s, although it heartbeats every %s; its tasks are given to others from %s on",
+		w.name(), brief(silent), brief(w.beatEvery()), moment(w.leaseEnds())).since(w.LastBeat).next(w.leaseEnds())
+	if p := v.process(w); p != nil { // it exists: else the worker has died
+		return c.with("host", fmt.Sprintf("process %d state", p.PID), p.State).
+			fix(act("process %d is alive on this host: look at its log, its load, and whether it reaches the database", p.PID))
+	}
+	return c.fix(act("look at process %d on host %s: continue it if it is stopped, start it again if it is gone", w.PID, w.Host))
 }
 
 // present reports whether a worker is registered, and not dead as far as is known.
@@ -182,7 +191,7 @@ func (v *view) aboutStaff(c Cause, queue, actor string) Cause {
 	const shown = 3
 	n := 0
 	for _, w := range v.Workers {
-		if w.Live && n < shown {
+		if v.present(w) && n < shown {
 			n++
 			c = c.with(SourceStore, "live worker "+w.ID.String(), fmt.Sprintf("queues=[%s] actors=[%s] build %s",
 				strings.Join(w.Queues, ","), clip(strings.Join(w.Actors, ","), 200), w.Build))
@@ -200,7 +209,7 @@ func (v *view) aboutStaff(c Cause, queue, actor string) Cause {
 	}
 	for i := range v.Workers {
 		w := &v.Workers[i]
-		if !w.Live && (queue == "" || w.Takes(queue, actor) || c.Code == CauseActorUnknown && slices.Contains(w.Actors, actor)) &&
+		if !v.present(*w) && (queue == "" || w.Takes(queue, actor) || c.Code == CauseActorUnknown && slices.Contains(w.Actors, actor)) &&
 			(last == nil || until(w).After(until(last))) {
 			last = w
 		}

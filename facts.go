@@ -42,6 +42,7 @@ type DatabaseFacts struct {
 	Err          string       `json:"error,omitempty"`    // why it came no further, or could not look at everything
 	SQLState     string       `json:"sqlstate,omitempty"` // the server's code for that
 	Started      time.Time    `json:"started_at,omitzero"`
+	Timeline     string       `json:"timeline,omitempty"`            // of its history: one above the first says that it was restored or promoted; "" if it does not tell
 	Recovery     bool         `json:"in_recovery"`                   // a standby: it takes no writes
 	ReadOnly     bool         `json:"read_only"`                     // its transactions are read-only unless they say otherwise
 	ReadOnlyBy   string       `json:"read_only_by,omitempty"`        // where that is set: "database", "user", "configuration file"; of a file, why it is
@@ -49,6 +50,7 @@ type DatabaseFacts struct {
 	Limit        int          `json:"connection_limit"`              // the one that is nearest
 	LimitOf      string       `json:"connection_limit_of"`           // server, database or role
 	Reserved     int          `json:"reserved_connections"`          // of the server's limit, those that are for superusers only
+	Crowds       []Crowd      `json:"crowds,omitempty"`              // who has most of the connections, if none is left
 	Schema       int64        `json:"schema_version,omitempty"`      // 0 if it has none
 	SchemaWanted int64        `json:"schema_wanted,omitempty"`       // by this binary
 	Free         int64        `json:"free_bytes,omitempty"`          // where a file is
@@ -56,6 +58,8 @@ type DatabaseFacts struct {
 	Locks        []Lock       `json:"locks,omitempty"`               // on the task's row or on opscore's tables, that somebody waits for or that stop claims
 	Idle         []Backend    `json:"idle_in_transaction,omitempty"` // whose transaction has written to opscore's tables and goes on; most are idle
 	Slow         []Backend    `json:"slow_statements,omitempty"`     // on opscore's tables
+	SyncStandbys string       `json:"sync_standbys,omitempty"`       // synchronous_standby_names: a commit waits for them
+	Standbys     []string     `json:"standbys,omitempty"`            // that are connected, with their state
 	Unseen       string       `json:"unseen,omitempty"`              // what this role may not see, and what would let it
 }
 
@@ -72,6 +76,14 @@ const (
 
 // SettledAfter is how old a transaction or a statement is that is listed: a younger one is in the middle of its work.
 const SettledAfter = time.Second
+
+// Crowd is how many connections to the database one program has.
+type Crowd struct {
+	App    string `json:"application,omitempty"`
+	User   string `json:"user,omitempty"`
+	Client string `json:"client,omitempty"` // its host; "" for a local socket
+	N      int    `json:"connections"`
+}
 
 // Lock is something of opscore's that one backend holds and others need.
 type Lock struct {
@@ -130,6 +142,7 @@ type BrokerQueue struct {
 	Name      string        `json:"name"`  // in the broker
 	Exists    bool          `json:"exists"`
 	Err       string        `json:"error,omitempty"`     // it could not be looked at
+	Reply     int           `json:"reply,omitempty"`     // the broker's code for that; 0 if it did not answer
 	Mismatch  string        `json:"mismatch,omitempty"`  // what the broker says against the arguments that are wanted
 	Unchecked string        `json:"unchecked,omitempty"` // why its arguments could not be compared: this user may not declare it, which nobody has to
 	Refused   []string      `json:"refused,omitempty"`   // what this user may not do: "read", "write", with the broker's words
@@ -182,6 +195,7 @@ type ProcessFacts struct {
 	Frozen   bool       `json:"frozen,omitempty"`    // its control group does not let it run
 	// Of one that is not registered, what it was told to use: by its arguments, or by those of our variables that its environment has.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
+	Databases []string   `json:"databases,omitempty"` // files of SQLite that it has open, as the system names them: also "… (deleted)"
 }
 
 // PipeFill is how full a pipe is, and who should read it.

@@ -53,11 +53,7 @@ func (c *crew) connected() []any {
 // report gathers what the worker says of itself.
 func (c *crew) report() Report {
 	c.mu.Lock()
-	store := Check{Name: CheckStore, State: CheckOK}
-	if c.silence.err != nil {
-		store = Check{Name: CheckStore, State: CheckFailed, Text: c.silence.err.Error(), Since: c.silence.since.UTC()}
-	}
-	r := Report{Checks: []Check{store}, Skew: Duration(c.skew)}
+	r := Report{Checks: []Check{c.checkStore()}, Skew: Duration(c.skew)}
 	for _, run := range c.runs {
 		if !run.done {
 			r.Running++
@@ -80,6 +76,54 @@ func (c *crew) report() Report {
 		c.OnReport(&r)
 	}
 	return r
+}
+
+// recording stands for outcomes among what the store refuses.
+const recording = -1
+
+// refusedFor is how long the store may refuse something before that is more than what a retry mends.
+const refusedFor = HeartbeatEvery
+
+// refuse notes that the store does not do what it is asked; done, that it does.
+func (c *crew) refuse(what int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.refused[what]
+	s.keep(err, time.Now())
+	if c.refused == nil {
+		c.refused = map[int]silence{}
+	}
+	c.refused[what] = s
+}
+
+func (c *crew) done(what int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.refused, what)
+}
+
+// checkStore says that the store does not answer, or that nothing can be taken, by no source, or recorded. c.mu is held.
+func (c *crew) checkStore() Check {
+	failed := func(text string, s silence) Check {
+		return Check{Name: CheckStore, State: CheckFailed, Text: text + s.err.Error(), Since: s.since.UTC()}
+	}
+	lasts := func(s silence) bool { return s.err != nil && time.Since(s.since) >= refusedFor }
+	if c.silence.err != nil {
+		return failed("", c.silence)
+	}
+	if s := c.refused[recording]; lasts(s) {
+		return failed("cannot record outcomes: ", s)
+	}
+	for i := range c.sources {
+		s := c.refused[i]
+		if !lasts(s) {
+			break
+		}
+		if i == len(c.sources)-1 {
+			return failed("cannot take tasks: ", s)
+		}
+	}
+	return Check{Name: CheckStore, State: CheckOK}
 }
 
 // Add adds a check. Of several of one name the worst counts, with what all those say that are not well.

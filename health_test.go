@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -244,6 +245,43 @@ func TestAStoreThatDoesNotAnswerMakesAWorkerNotReady(t *testing.T) {
 			t.Errorf("afterwards: %+v", info.Report)
 		}
 	})
+}
+
+func TestAStoreThatRefusesClaimsOrOutcomesMakesAWorkerNotReady(t *testing.T) {
+	for call, want := range map[string]string{"Claim": "cannot take tasks: permission denied", "Finish": "cannot record outcomes: permission denied"} {
+		synctest.Test(t, func(t *testing.T) {
+			store := open(t)
+			var refused atomic.Bool
+			faulty := &storetest.Faulty{Store: store, Before: func(called string, _ int) error {
+				if refused.Load() && called == call {
+					return errors.New("permission denied")
+				}
+				return nil
+			}}
+			w := &opscore.Worker{Store: faulty, Handlers: handlers(ok)}
+			employ(t, w)
+			refused.Store(true)
+			id := add(t, store)
+			time.Sleep(opscore.HeartbeatEvery - time.Second)
+			info := w.Info()
+			if check := info.Report.Check(opscore.CheckStore); check.State != opscore.CheckOK {
+				t.Errorf("%s: after a moment: %+v", call, check)
+			}
+			time.Sleep(3 * opscore.HeartbeatEvery)
+			info = w.Info()
+			if check := info.Report.Check(opscore.CheckStore); check.State != opscore.CheckFailed || check.Text != want {
+				t.Errorf("%s: check = %+v", call, check)
+			}
+			refused.Store(false)
+			time.Sleep(2 * opscore.HeartbeatEvery)
+			if info = w.Info(); len(info.Report.Failed()) != 0 {
+				t.Errorf("%s: afterwards: %+v", call, info.Report)
+			}
+			if got := look(t, store, id); got.State != opscore.Completed {
+				t.Errorf("%s: the task is %s", call, got.State)
+			}
+		})
+	}
 }
 
 func TestALeaseOfItsOwnIsRenewedInTime(t *testing.T) {

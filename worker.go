@@ -71,8 +71,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	var beating, taking sync.WaitGroup
 	beating.Go(func() { c.beat(beats) })
 	beating.Go(func() { c.watch(beats) })
-	for _, s := range c.sources {
-		taking.Go(func() { c.take(ctx, s) })
+	for i := range c.sources {
+		taking.Go(func() { c.take(ctx, i) })
 	}
 	c.begin(ctx)
 	taking.Wait()
@@ -106,8 +106,9 @@ type crew struct {
 	info    WorkerInfo
 	lease   deadline // until when new runs may start
 	runs    map[fence]*running
-	strays  map[fence]bool // what the store had as ours, and we did not know of, at the last heartbeat
-	silence silence        // of the store
+	strays  map[fence]bool  // what the store had as ours, and we did not know of, at the last heartbeat
+	silence silence         // of the store
+	refused map[int]silence // what the store does not do although it answers: claims, by the number of their source, and outcomes
 	skew    time.Duration
 	drained Drained // what has ended so far; once it is over, how the worker drained
 }
@@ -220,8 +221,8 @@ func (c *crew) announce() {
 	}
 }
 
-// take fills free slots from one source until ctx ends.
-func (c *crew) take(ctx context.Context, s Source) {
+// take fills free slots from one of the sources until ctx ends.
+func (c *crew) take(ctx context.Context, source int) {
 	var backoff, gather time.Duration
 	for {
 		n := c.reserve(ctx, gather)
@@ -229,7 +230,7 @@ func (c *crew) take(ctx context.Context, s Source) {
 			return
 		}
 		asked := time.Now()
-		tasks, err := c.next(ctx, s, n)
+		tasks, err := c.next(ctx, c.sources[source], n)
 		if gather = 0; len(tasks) == n || len(tasks) > 0 && n > MaxTicket && n-len(tasks) < MaxTicket {
 			// There is more than fits, or the next ticket does not. A claim of many tasks takes hardly longer than one of few, so the next one is
 			// worth a wait that at most doubles the time without it.
@@ -244,10 +245,14 @@ func (c *crew) take(ctx context.Context, s Source) {
 		}
 		c.startAll(ctx, tasks)
 		if err == nil {
+			if backoff > 0 {
+				c.done(source)
+			}
 			backoff = 0
 			continue
 		}
 		if ctx.Err() == nil {
+			c.refuse(source, err)
 			backoff = min(max(2*backoff, 100*time.Millisecond), HeartbeatEvery)
 			c.log.Error("cannot take tasks", "retry_in", backoff, "error", err)
 			pause(ctx, backoff)
@@ -388,13 +393,16 @@ func (c *crew) record(ended []ending) {
 	recorded, err := c.Store.Finish(context.Background(), outcomes)
 	for backoff := 50 * time.Millisecond; err != nil; backoff = min(2*backoff, HeartbeatEvery) {
 		c.log.Error("cannot record outcomes; claims wait", "outcomes", len(outcomes), "retry_in", backoff, "error", err)
+		c.refuse(recording, err)
 		select {
 		case <-c.stop:
 			c.forget(ended)
 			return
 		case <-time.After(backoff):
 		}
-		recorded, err = c.Store.Finish(context.Background(), outcomes)
+		if recorded, err = c.Store.Finish(context.Background(), outcomes); err == nil {
+			c.done(recording)
+		}
 	}
 	c.forget(ended)
 	for i, e := range ended {

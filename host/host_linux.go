@@ -85,6 +85,7 @@ func stranger(pid int) (p opscore.ProcessFacts, is bool) {
 	p.PID = pid
 	describe(&p, now)
 	p.Endpoints = connected(pid, args, p.Dir)
+	p.Databases = databases(pid)
 	return p, p.State != "Z"
 }
 

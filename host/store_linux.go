@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opscore/opscore"
@@ -49,6 +50,28 @@ func environment(pid int) map[string]string {
 		}
 	}
 	return ours
+}
+
+// databases are the files of SQLite that a process has open, which it has a log of changes beside.
+func databases(pid int) (files []string) {
+	entries, err := os.ReadDir(proc(pid, "fd"))
+	if err != nil {
+		return nil
+	}
+	const gone = " (deleted)"
+	open := map[string]string{} // by the path without that
+	for _, e := range entries {
+		if target, err := os.Readlink(filepath.Join(proc(pid, "fd"), e.Name())); err == nil {
+			open[strings.TrimSuffix(target, gone)] = target
+		}
+	}
+	for path, target := range open {
+		if _, logged := open[path+"-wal"]; logged {
+			files = append(files, target)
+		}
+	}
+	slices.Sort(files)
+	return files
 }
 
 // flagValue is the value that a command line gives to a flag; "" for none.

@@ -105,14 +105,14 @@ func (l *inspection) all(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	var missing error
-	for _, part := range []func(context.Context, pgx.Tx) error{l.deployment, l.version, l.row, l.lockers} {
+	for _, part := range []func(context.Context, pgx.Tx) error{l.deployment, l.version, l.row, l.lockers, l.history} {
 		err := pgx.BeginFunc(ctx, tx, func(sub pgx.Tx) error { return part(ctx, sub) }) // a savepoint
 		if ctx.Err() != nil {
 			return err
 		}
 		missing = cmp.Or(missing, unexpected(err))
 	}
-	err := cmp.Or(l.readLocks(ctx, tx), l.readBackends(ctx, tx), l.lookAgain(ctx, tx), l.readPrepared(ctx, tx))
+	err := cmp.Or(l.readLocks(ctx, tx), l.readBackends(ctx, tx), l.lookAgain(ctx, tx), l.readPrepared(ctx, tx), l.readCrowds(ctx, tx), l.readStandbys(ctx, tx))
 	if err == nil {
 		l.describe()
 	}
@@ -121,11 +121,18 @@ func (l *inspection) all(ctx context.Context, tx pgx.Tx) error {
 
 // unexpected leaves out errors that other facts tell of: that something is missing, or locked.
 func unexpected(err error) error {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	if ok && slices.Contains([]string{"42P01", "3F000", "55P03"}, pg.Code) || errors.Is(err, pgx.ErrNoRows) {
+	if lacks(err) || hasCode(err, "55P03") || errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
 	return err
+}
+
+// lacks reports whether there is no such table, or no such schema.
+func lacks(err error) bool { return hasCode(err, "42P01", "3F000") }
+
+func hasCode(err error, codes ...string) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && slices.Contains(codes, pg.Code)
 }
 
 const serverSQL = `SELECT clock_timestamp(), pg_postmaster_start_time(), pg_is_in_recovery(), s.setting = 'on', s.source,
@@ -153,7 +160,7 @@ func (l *inspection) server(ctx context.Context, tx pgx.Tx) error {
 	if d.ReadOnly {
 		d.ReadOnlyBy = source
 	}
-	if !super {
+	if !super || used[0] >= limit[0]-d.Reserved { // a superuser gets in where nobody else does any more
 		limit[0] -= d.Reserved
 	}
 	for n, of := range []string{"server", "database", "role"} {
@@ -175,13 +182,25 @@ func (l *inspection) deployment(ctx context.Context, tx pgx.Tx) error {
 	return err
 }
 
+// history reads the timeline. Some servers that are like PostgreSQL do not tell.
+func (l *inspection) history(ctx context.Context, tx pgx.Tx) error {
+	err := tx.QueryRow(ctx, "SELECT "+timelineSQL).Scan(&l.facts.Timeline)
+	if _, said := errors.AsType[*pgconn.PgError](err); said {
+		return nil
+	}
+	return err
+}
+
 func (l *inspection) version(ctx context.Context, tx pgx.Tx) error {
 	names, err := fs.Glob(migrations, "migrations/*.sql")
 	if err != nil {
 		return err
 	}
-	l.facts.SchemaWanted = int64(len(names))
-	return tx.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM "+l.schema+".version").Scan(&l.facts.Schema)
+	err = tx.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM "+l.schema+".version").Scan(&l.facts.Schema)
+	if err == nil || lacks(err) {
+		l.facts.SchemaWanted = int64(len(names))
+	}
+	return err
 }
 
 // row reads where the task's row is and which transaction has locked or changed it last. To read that takes no lock on it.
@@ -306,6 +325,39 @@ func (l *inspection) lookAgain(ctx context.Context, tx pgx.Tx) error {
 	}
 	l.locks = slices.DeleteFunc(l.locks, func(h heldLock) bool { return hides(h) && !slices.Contains(before, h) })
 	return nil
+}
+
+const crowdsSQL = `SELECT coalesce(application_name, ''), coalesce(usename, ''), coalesce(host(client_addr), ''), count(*)
+	FROM pg_stat_activity
+	WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND CASE $1 WHEN 'database' THEN datname = current_database() WHEN 'role' THEN usename = current_user ELSE true END
+	GROUP BY 1, 2, 3 ORDER BY 4 DESC LIMIT 3`
+
+// readCrowds finds who has the connections of which none is left.
+func (l *inspection) readCrowds(ctx context.Context, tx pgx.Tx) error {
+	if l.facts.Connections < l.facts.Limit {
+		return nil
+	}
+	return each(ctx, tx, func(rows pgx.Rows) error {
+		var c opscore.Crowd
+		err := rows.Scan(&c.App, &c.User, &c.Client, &c.N)
+		c.App, c.User = oneLine(c.App), oneLine(c.User)
+		l.facts.Crowds = append(l.facts.Crowds, c)
+		return err
+	}, crowdsSQL, l.facts.LimitOf)
+}
+
+// readStandbys reads for whom a commit waits, and who is there.
+func (l *inspection) readStandbys(ctx context.Context, tx pgx.Tx) error {
+	if err := tx.QueryRow(ctx, "SELECT current_setting('synchronous_standby_names')").Scan(&l.facts.SyncStandbys); err != nil || l.facts.SyncStandbys == "" {
+		return err
+	}
+	l.facts.SyncStandbys = oneLine(l.facts.SyncStandbys)
+	return each(ctx, tx, func(rows pgx.Rows) error {
+		var name, state, sync string
+		err := rows.Scan(&name, &state, &sync)
+		l.facts.Standbys = append(l.facts.Standbys, oneLine(name+" ("+state+", "+sync+")"))
+		return err
+	}, "SELECT coalesce(application_name, ''), coalesce(state, ''), coalesce(sync_state, '') FROM pg_stat_replication ORDER BY 1")
 }
 
 // array is a list as a literal of PostgreSQL's.

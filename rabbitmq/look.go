@@ -161,7 +161,7 @@ func (l *looker) queue(ctx context.Context, of string, d Declaration) opscore.Br
 	q := opscore.BrokerQueue{Queue: of, Name: d.Name}
 	found, exists, err := l.passive(ctx, d.Name)
 	if err != nil {
-		q.Err = words(err)
+		q.Err, q.Reply = words(err), reply(err)
 		return q
 	}
 	if !exists {
@@ -174,7 +174,7 @@ func (l *looker) queue(ctx context.Context, of string, d Declaration) opscore.Br
 	if err := l.mayRead(ctx, d.Name); denied(err) {
 		q.Refused = append(q.Refused, "read: "+words(err))
 	} else if err != nil {
-		q.Err = words(err)
+		q.Err, q.Reply = words(err), reply(err)
 	}
 	return q
 }
@@ -183,6 +183,14 @@ func (l *looker) queue(ctx context.Context, of string, d Declaration) opscore.Br
 func denied(err error) bool {
 	e, ok := errors.AsType[*amqp.Error](err)
 	return ok && e.Code == amqp.AccessRefused && !strings.HasSuffix(e.Reason, "in exclusive use")
+}
+
+// reply is the broker's code for an error; 0 if it has none.
+func reply(err error) int {
+	if e, ok := errors.AsType[*amqp.Error](err); ok && e.Server {
+		return e.Code
+	}
+	return 0
 }
 
 // words are the broker's own, which name user, queue and virtual host, and no password.

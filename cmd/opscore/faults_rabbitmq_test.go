@@ -48,7 +48,7 @@ func (s *scene) joinAs(node *nodes.RabbitMQ, user, vhost string) {
 	s.broker.do("application:set_env(rabbit, collect_statistics_interval, 1000)") // what the management API shows is that old, not five seconds
 	s.must(node.Tool(s.path("bin")))
 	s.set("OPSCORE_BROKER_URL", s.broker.url())
-	if at := node.Management(); at != "" {
+	if at := node.Management(); at != "" && !*unmanaged {
 		api, err := url.Parse(at)
 		s.must(err)
 		api.User = url.UserPassword(s.broker.user, canary)

@@ -142,9 +142,9 @@ func onOwnPostgres(_ *testing.T, s *scene) {
 	s.ownDatabase()
 }
 
-func (s *scene) ownDatabase() {
+func (s *scene) ownDatabase(config ...string) {
 	s.Helper()
-	s.server = nodes.Own(s.T)
+	s.server = nodes.Own(s.T, config...)
 	at := s.server.URL("postgres")
 	s.must(migrated(s.T)(at))
 	s.keepIn(guarded(at))
@@ -423,13 +423,25 @@ func (s *scene) ask(args ...string) reply {
 // connect opens a connection of somebody else to the database, under a name that the server lists.
 func (s *scene) connect(app string) *pgx.Conn {
 	s.Helper()
+	conn, err := s.dial(app, "")
+	s.must(err)
+	return conn
+}
+
+// dial is connect that may fail, as another role if it is named.
+func (s *scene) dial(app, role string) (*pgx.Conn, error) {
+	s.Helper()
 	config, err := pgx.ParseConfig(s.database)
 	s.must(err)
 	config.RuntimeParams["application_name"] = app
+	if role != "" {
+		config.User = role
+	}
 	conn, err := pgx.ConnectConfig(s.Context(), config)
-	s.must(err)
-	s.Cleanup(func() { _ = conn.Close(noContext()) }) // its backend may have been ended
-	return conn
+	if err == nil {
+		s.Cleanup(func() { _ = conn.Close(noContext()) }) // its backend may have been ended
+	}
+	return conn, err
 }
 
 // watcher is a connection that looks on.

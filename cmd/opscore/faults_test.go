@@ -18,7 +18,9 @@ import (
 // doctor are asked once, and what they answer is held against what was injected. docs/decisions/0024-explain-benchmark.md says
 // how the faults look here, and why.
 
-var whichFaults = flag.String("faults", "fast", "what the benchmark of explain plays: fast, all, or names separated by commas, such as F01,pairs,healthy")
+var whichFaults = flag.String("faults", "fast", "what the benchmark of explain plays: fast, all, or names separated by commas, such as F01,unforeseen,pairs,healthy")
+
+var unmanaged = flag.Bool("unmanaged", false, "do not tell explain of the broker's management API; then there are no bounds")
 
 // play is a deployment that is brought into a state, and what a good answer says about its target.
 type play struct {
@@ -83,7 +85,7 @@ func TestExplainBench(t *testing.T) {
 	all := *whichFaults == "all"
 	b := &bench{T: t, bin: filepath.Dir(buildCommand(t)), turns: make(chan struct{}, 2), verdicts: map[string][]*verdict{}}
 	t.Run("play", func(t *testing.T) {
-		for kind, plays := range map[string][]play{"fault": faults(), "healthy": healthy(), "pair": pairs()} {
+		for kind, plays := range map[string][]play{"fault": faults(), "unforeseen": unforeseen(), "healthy": healthy(), "pair": pairs()} {
 			for _, p := range plays {
 				if chosen(kind, p) {
 					t.Run(strings.ReplaceAll(p.name, " ", "_"), func(t *testing.T) {
@@ -102,7 +104,7 @@ func TestExplainBench(t *testing.T) {
 // chosen reports whether the flag names a play.
 func chosen(kind string, p play) bool {
 	id, _, _ := strings.Cut(p.name, " ")
-	plural := map[string]string{"fault": "faults", "healthy": "healthy", "pair": "pairs"}[kind]
+	plural := map[string]string{"fault": "faults", "unforeseen": "unforeseen", "healthy": "healthy", "pair": "pairs"}[kind]
 	return *whichFaults == "all" || *whichFaults == "fast" && p.fast ||
 		slices.ContainsFunc(strings.Split(*whichFaults, ","), func(name string) bool { return name == id || name == plural })
 }

@@ -121,7 +121,7 @@ type launch struct {
 const launchConfig = `
 actors:
   hello: {command: [cat]}
-  nap: {command: [sh, -c, "sleep 1.5; cat"]}
+  nap: {command: [sh, -c, ": >'DIR/napping'; sleep 1.5; cat"]}
   short: {command: [sh, -c, "sleep 0.1"], max_attempts: 1}
   complain: {command: [cat, NAME], max_attempts: 1}
   hears: {command: [grep, "SigBlk:.*0000000000000000", /proc/self/status], max_attempts: 1}
@@ -130,11 +130,16 @@ actors:
 
 func newLaunch(t *testing.T, bin string, at place) *launch {
 	l := &launch{T: t, bin: bin, dir: t.TempDir(), place: at, ended: make(chan struct{})}
-	config := strings.ReplaceAll(launchConfig, "NAME", strings.Repeat("x", 500))
+	config := strings.NewReplacer("NAME", strings.Repeat("x", 500), "DIR", l.dir).Replace(launchConfig)
 	if err := os.WriteFile(l.path("opscore.yaml"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(l.killAll)
+	t.Cleanup(func() {
+		l.killAll()
+		if t.Failed() {
+			t.Logf("the log:\n%s", l.log())
+		}
+	})
 	return l
 }
 

@@ -213,11 +213,15 @@ if os.fork() == 0:
 	}
 }
 
-// stopsInTheMiddle stops the worker while it runs a task, which it lets finish.
+// stopsInTheMiddle stops the worker while it runs a task, which it lets finish. A task that is running in the store need not have begun: its worker
+// would hand it back.
 func (l *launch) stopsInTheMiddle(stop func()) {
 	l.Helper()
 	ids := l.submits("nap", 1)
-	l.end(ids, opscore.Running)
+	eventuallyTrue(l.T, "the task to begin", func() bool {
+		_, err := os.Stat(l.path("napping"))
+		return err == nil
+	})
 	stop()
 	l.end(ids, opscore.Completed)
 }
