@@ -87,9 +87,11 @@ func act(format string, args ...any) Remedy {
 // something else is not put into a command: then it is an action, with the word quoted.
 func command(format string, args ...any) Remedy {
 	words, odd, option := make([]any, len(args)), false, false
+	parts := strings.Split(format, "%s")
 	for i, a := range args {
 		s := fmt.Sprint(a)
-		odd, option = odd || !printable(s), option || strings.HasPrefix(s, "-")
+		value := strings.HasSuffix(parts[i], "=") // of an option: it is none itself
+		odd, option = odd || !printable(s), option || strings.HasPrefix(s, "-") && !value
 		words[i] = shellWord(s)
 	}
 	if at := strings.Index(format, "%"); option && !odd && strings.HasPrefix(format, "opscore ") {

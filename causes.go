@@ -429,7 +429,7 @@ var causeKinds = []CauseKind{
 		Group: "The broker", Code: CauseBrokerPermission, Severity: Warning, Impact: "a worker that reconnects is not let in",
 		Means: "A fresh connection may not read or write the queue, although running ones perhaps still do: RabbitMQ remembers their permissions for a while.",
 		See:   "`rabbitmqctl list_permissions -p VHOST`",
-		Fix:   "`rabbitmqctl set_permissions -p VHOST USER '^opscore\\.' '^opscore\\.' '^opscore\\.'`, or as your names are.",
+		Fix:   "`rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'`, or less: opscore's queues begin with `opscore`.",
 	},
 	{
 		Group: "The broker", Code: CauseBrokerAlarm, Severity: Warning, Impact: "no ticket is published; workers look for tasks themselves",

@@ -36,17 +36,15 @@ func Examine(f Facts) []Cause {
 	for _, s := range f.Queues {
 		causes = append(causes, v.examineQueue(s)...)
 	}
-	if v.storeAnswered() && len(causes) == 0 && !slices.ContainsFunc(v.Workers, v.present) {
-		causes = v.nobody("", "")
+	unmanned := func(c Cause) bool { return c.Code == CauseNoWorker }
+	if v.storeAnswered() && !slices.ContainsFunc(causes, unmanned) && !slices.ContainsFunc(v.Workers, v.present) {
+		causes = append(causes, v.nobody("", "")...)
 	}
-	for _, w := range v.Workers {
-		if why, fit := v.condition(&w); !fit && w.State != WorkerGone && w.State != WorkerBooting && w.State != WorkerDraining {
-			causes = append(causes, why)
-		}
-	}
+	causes = append(causes, v.examineWorkers()...)
 	causes = append(causes, v.unrescued()...)
 	causes = append(causes, v.around(v.queues()...)...)
-	causes = slices.DeleteFunc(v.distinct(causes), func(c Cause) bool { return c.Severity == Reason && c.Code != CauseQueuePaused })
+	causes = v.unanswered(v.distinct(causes))
+	causes = slices.DeleteFunc(causes, func(c Cause) bool { return c.Severity == Reason && c.Code != CauseQueuePaused })
 	slices.SortStableFunc(causes, func(a, b Cause) int { return cmp.Compare(a.Severity.rank(), b.Severity.rank()) })
 	return causes
 }
@@ -113,18 +111,25 @@ func (v *view) around(queues ...string) (causes []Cause) {
 // settled completes the answer for one task.
 func (v *view) settled(causes []Cause) []Cause {
 	causes = v.distinct(causes)
-	over := v.Task != nil && v.Task.State.Terminal()
-	for _, a := range v.Sources {
-		if a.Source != SourceStore && a.Err != "" && !over && !explained(a, causes) {
-			causes = append(causes, because(CauseSourceSilent, "%s did not answer: %s", a.Source, a.Err).
-				with(a.Source, "error", a.Err).with(a.Source, "asked for", a.Took))
-		}
+	if v.Task == nil || !v.Task.State.Terminal() {
+		causes = v.unanswered(causes)
 	}
 	told := slices.DeleteFunc(slices.Clone(causes), Cause.untold)
 	if len(told) == 0 {
 		told = []Cause{v.unknown("nothing that was read explains it")}
 	}
 	return append(told, slices.DeleteFunc(causes, func(c Cause) bool { return !c.untold() })...)
+}
+
+// unanswered adds the sources that did not answer, or not everything, where no cause says why.
+func (v *view) unanswered(causes []Cause) []Cause {
+	for _, a := range v.Sources {
+		if a.Source != SourceStore && a.Err != "" && !explained(a, causes) {
+			causes = append(causes, because(CauseSourceSilent, "%s did not answer: %s", a.Source, a.Err).
+				with(a.Source, "error", a.Err).with(a.Source, "asked for", a.Took))
+		}
+	}
+	return causes
 }
 
 // untold reports whether a cause only says what could not be read: that explains nothing.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -123,15 +124,26 @@ func (v *view) otherBrokers(queue string) (causes []Cause) {
 			continue
 		}
 		for _, e := range w.Endpoints {
-			if e.Kind == "rabbitmq" && v.Broker.Endpoint.Name != "" && e.Name != v.Broker.Endpoint.Name {
+			here := v.Broker.Endpoint
+			elsewhere := e.Name != here.Name || e.Instance != "" && here.Instance != "" && e.Instance != here.Instance
+			if e.Kind == "rabbitmq" && here.Name != "" && elsewhere {
 				causes = append(causes, because(CauseWorkerOtherBroker, "tickets go to virtual host %s of %s, but %s is connected to virtual host %s of %s",
-					v.Broker.Endpoint.Name, v.Broker.Endpoint.Address, w.name(), e.Name, e.Address).
-					with(SourceStore, "worker", w.ID).with(SourceStore, "its virtual host", e.Name).with("rabbitmq", "virtual host", v.Broker.Endpoint.Name).
-					fix(act("start process %d on host %s again with the broker URL that ends in virtual host %s", w.PID, w.Host, v.Broker.Endpoint.Name)))
+					here.Name, brokerName(here), w.name(), e.Name, brokerName(e)).
+					with(SourceStore, "worker", w.ID).with(SourceStore, "its virtual host", e.Name).with(SourceStore, "its broker", brokerName(e)).
+					with("rabbitmq", "virtual host", here.Name).with("rabbitmq", "broker", brokerName(here)).
+					fix(act("start process %d on host %s again with the URL of virtual host %s of %s", w.PID, w.Host, here.Name, brokerName(here))))
 			}
 		}
 	}
 	return causes
+}
+
+// brokerName names a broker by its address, and by what it calls itself.
+func brokerName(e Endpoint) string {
+	if e.Instance == "" {
+		return e.Address
+	}
+	return e.Address + " (" + e.Instance + ")"
 }
 
 // brokerQueue says what is wrong with one queue of the broker.
@@ -160,12 +172,16 @@ func (v *view) brokerQueue(q *BrokerQueue) (causes []Cause) {
 	} else if q.Err != "" {
 		causes = append(causes, about(because(CauseSourceSilent, "queue %s cannot be looked at: %s", q.Name, q.Err)).with("rabbitmq", "error", q.Err))
 	}
-	if limits := dropping(q.Policy); limits != "" {
-		causes = append(causes, about(because(CauseBrokerPolicyLimits, "policy %s limits queue %s: %s; it may drop tickets", q.Policy.Name, q.Name, limits).
+	if limits, drops := dropping(q); drops {
+		causes = append(causes, about(because(CauseBrokerPolicyLimits, "policy %s limits queue %s, in which %s: %s; it drops tickets or refuses them",
+			q.Policy.Name, q.Name, map[bool]string{true: "1 waits", false: fmt.Sprint(q.Messages) + " wait"}[q.Messages == 1], limits).
 			with("management", "policy", q.Policy.Name).with("management", "definition", limits).with("rabbitmq", "messages", q.Messages)).
 			fix(command("rabbitmqctl clear_policy -p %s %s", host, q.Policy.Name)))
 	}
 	causes = append(causes, v.consumers(q)...)
+	if q.Adopted {
+		return causes
+	}
 	return append(causes, v.ticket(q)...)
 }
 
@@ -189,19 +205,36 @@ func (w *WorkerInfo) hears() bool {
 	return slices.ContainsFunc(w.Endpoints, func(e Endpoint) bool { return e.Kind == "rabbitmq" })
 }
 
-// dropping returns what of a policy drops messages.
-func dropping(p *BrokerPolicy) string {
-	if p == nil {
-		return ""
+// A policy's limit of tickets below which it is reached now and then in any deployment. A message is hardly smaller than 100 bytes.
+const (
+	fewTickets     = 100
+	fewTicketBytes = 100 * fewTickets
+)
+
+// dropping returns what of a policy drops or refuses messages, and whether it does: its limit is reached, or so low that it will be. A ticket that is older
+// than TicketFor is of no use any more.
+func dropping(q *BrokerQueue) (limits string, drops bool) {
+	if q.Policy == nil {
+		return "", false
 	}
-	var limits []string
-	for _, k := range slices.Sorted(maps.Keys(p.Definition)) {
+	var all []string
+	for _, k := range slices.Sorted(maps.Keys(q.Policy.Definition)) {
+		limit, err := strconv.ParseFloat(fmt.Sprint(q.Policy.Definition[k]), 64)
+		known := err == nil
 		switch k {
-		case "max-length", "max-length-bytes", "message-ttl", "expires", "overflow", "delivery-limit":
-			limits = append(limits, fmt.Sprintf("%s=%v", k, p.Definition[k]))
+		case "max-length":
+			drops = drops || known && (limit < fewTickets || float64(q.Messages) >= limit)
+		case "max-length-bytes":
+			drops = drops || known && limit < fewTicketBytes
+		case "message-ttl", "expires":
+			drops = drops || known && limit < float64(TicketFor.Milliseconds())
+		case "overflow", "delivery-limit":
+		default:
+			continue
 		}
+		all = append(all, fmt.Sprintf("%s=%v", k, q.Policy.Definition[k]))
 	}
-	return strings.Join(limits, " ")
+	return strings.Join(all, " "), drops
 }
 
 // consumers names those of a queue that are no workers of this database.
@@ -217,11 +250,11 @@ func (v *view) consumers(q *BrokerQueue) (causes []Cause) {
 	for i := range q.Consuming {
 		k := &q.Consuming[i]
 		end := act("close connection %s of the consumer, in the management interface or with rabbitmqctl close_connection", cmp.Or(k.Conn, k.Peer))
-		if k.PID > 0 {
+		switch { // anybody may say that it is a process: it has to be seen
+		case v.runsHere(k):
 			end = command("kill %s", k.PID)
-			if v.Host == nil || v.Host.Name != k.Host {
-				end = act("on host %s, end process %d: kill %d", k.Host, k.PID, k.PID)
-			}
+		case k.PID > 0:
+			end = act("on host %s, end process %d if it is a worker of opscore, or close connection %s with rabbitmqctl close_connection", k.Host, k.PID, cmp.Or(k.Conn, k.Peer))
 		}
 		switch {
 		case k.Instance != "" && v.Store.Instance != "" && k.Instance != v.Store.Instance:
@@ -230,7 +263,7 @@ func (v *view) consumers(q *BrokerQueue) (causes []Cause) {
 				k.Worker, k.Host, k.PID, q.Name, k.Instance, v.Store.Instance), k).
 				with("management", "its database", k.Instance).with(SourceStore, "instance", v.Store.Instance).
 				fix(act("give process %d on host %s the database URL of this deployment, or a virtual host of its own", k.PID, k.Host)))
-		case !v.registered(k):
+		case !q.Adopted && !v.registered(k):
 			who := ""
 			if k.PID > 0 {
 				who = fmt.Sprintf(", process %d on %s, build %s", k.PID, k.Host, k.Build)
@@ -245,13 +278,19 @@ func (v *view) consumers(q *BrokerQueue) (causes []Cause) {
 			ours++
 		}
 	}
-	if len(q.Consuming) == 0 && q.Consumers > ours {
+	if len(q.Consuming) == 0 && q.Consumers > ours && !q.Adopted {
 		causes = append(causes, because(CauseForeignConsumer, "queue %s has %s, but %d registered here listen to it: somebody else takes its messages",
 			q.Name, countOf(q.Consumers, "consumer"), ours).
 			with("rabbitmq", "queue", q.Name).with("rabbitmq", "consumers", q.Consumers).with(SourceStore, "registered workers", ours).
 			fix(safe(command("rabbitmqctl list_consumers -p %s", v.Broker.Endpoint.Name)), act("stop the consumer of queue %s that is no worker of this database", q.Name)))
 	}
 	return causes
+}
+
+// runsHere reports whether a consumer is a process of opscore that this host has.
+func (v *view) runsHere(k *Consumer) bool {
+	return v.Host != nil && v.Host.Name == k.Host &&
+		slices.ContainsFunc(v.Host.Processes, func(p ProcessFacts) bool { return p.PID == k.PID && p.Exists })
 }
 
 // registered reports whether a consumer is a worker that the store knows. One that lost its lease has a new id by now.
@@ -273,19 +312,37 @@ func (v *view) ticket(q *BrokerQueue) []Cause {
 	if q.Messages > 0 {
 		return nil // it waits there, as far as is known
 	}
-	for i := range q.Consuming {
-		k := &q.Consuming[i]
-		w := v.worker(k.Worker)
-		if k.Unacked == 0 || w == nil || w.Slots > v.taken(w) {
-			continue
-		}
-		c := about(because(CauseTicketsHeld, "the ticket of task %s is with %s, which has all of its %d slots taken", v.Task.ID, w.name(), w.Slots)).
-			with("management", "unacked", k.Unacked).with(SourceStore, "slots taken", fmt.Sprintf("%d of %d", v.taken(w), w.Slots))
-		return []Cause{c}
+	if held, is := v.ticketHeld(q); is {
+		return []Cause{about(held)}
 	}
-	if v.At.Sub(v.Ticket.At) > TicketFor && q.Unacked == 0 {
+	nobodyHas := v.Broker.Managed && q.Unacked == 0 || !v.Broker.Managed && q.Consumers == 0
+	if v.At.Sub(v.Ticket.At) > TicketFor && nobodyHas {
 		return []Cause{about(because(CauseTicketLost, "the ticket of task %s was published %s ago and is not in queue %s any more, and nobody has claimed the task: it was purged, dropped or expired",
 			v.Task.ID, v.ago(v.Ticket.At), q.Name))}
 	}
 	return nil
+}
+
+// ticketHeld says that the task's ticket is with a worker that has no slot for it, or with one of several, if nobody else has tickets.
+func (v *view) ticketHeld(q *BrokerQueue) (c Cause, held bool) {
+	var names []string
+	c = because(CauseTicketsHeld, "")
+	for i := range q.Consuming {
+		k := &q.Consuming[i]
+		if k.Unacked == 0 {
+			continue
+		}
+		w := v.worker(k.Worker)
+		if w == nil || w.Slots > v.taken(w) {
+			return c, false
+		}
+		names = append(names, w.name())
+		c = c.with("management", "unacked by "+w.ID.String(), k.Unacked).with(SourceStore, "its slots taken", fmt.Sprintf("%d of %d", v.taken(w), w.Slots))
+	}
+	if len(names) == 0 {
+		return c, false
+	}
+	said := because(CauseTicketsHeld, "the ticket of task %s is with %s, which has all of its slots taken", v.Task.ID, strings.Join(names, " or "))
+	said.Evidence = c.Evidence
+	return said, true
 }

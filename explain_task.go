@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -39,9 +40,12 @@ func (v *view) ended() []Cause {
 
 func (v *view) endText(code string) string {
 	t := v.Task
-	last := firstLine(t.Error)
+	last := told(t.Error)
 	switch code {
 	case CauseExpired:
+		if t.Attempt > 0 {
+			return fmt.Sprintf("task %s expired at %s, after %s: another one was not started in time", t.ID, moment(t.ExpiresAt), countOf(t.Attempt, "attempt"))
+		}
 		return fmt.Sprintf("task %s was not started before it expired at %s", t.ID, moment(t.ExpiresAt))
 	case CausePoison:
 		return fmt.Sprintf("task %s kills its worker: it was lost %d times with it, the last time while it ran alone", t.ID, t.Lost)
@@ -60,6 +64,17 @@ func firstLine(s string) string {
 	return line
 }
 
+// atMost shows how many attempts a task may have.
+func atMost(attempts int) string {
+	if attempts >= ForeverAttempts {
+		return "any number"
+	}
+	return strconv.Itoa(attempts)
+}
+
+// told is as much of an error as a sentence bears.
+func told(err string) string { return clip(firstLine(err), 300) }
+
 // groupAttempts counts attempts that ended alike, the latest kind first: "3 times error: boom, from … to …".
 func groupAttempts(attempts []Attempt) (groups []string) {
 	type group struct {
@@ -72,7 +87,7 @@ func groupAttempts(attempts []Attempt) (groups []string) {
 		if a.Code == CodeRetried || a.Code == "" || a.Code == Code(Completed) {
 			continue
 		}
-		text := strings.TrimSuffix(string(a.Code)+": "+clip(firstLine(a.Error), 300), ": ")
+		text := strings.TrimSuffix(string(a.Code)+": "+told(a.Error), ": ")
 		i := slices.IndexFunc(all, func(g *group) bool { return g.text == text })
 		if i < 0 {
 			all = append(all, &group{text: text, first: a.EndedAt})
@@ -197,10 +212,20 @@ func (v *view) pending() []Cause {
 	if slices.ContainsFunc(causes, func(c Cause) bool { return c.Severity == Fault }) {
 		return causes
 	}
-	if v.At.Sub(t.RunAt) > takenWithin && len(slices.DeleteFunc(slices.Clone(causes), Cause.untold)) == 0 {
-		causes = append(causes, v.unknown("task %s could have started %s ago, a worker that takes it is ready, and yet it has not", t.ID, v.ago(t.RunAt)).since(t.RunAt))
+	if v.At.Sub(t.RunAt) > takenWithin {
+		told := slices.DeleteFunc(slices.Clone(causes), Cause.beside)
+		aside := slices.DeleteFunc(causes, func(c Cause) bool { return !c.beside() })
+		if len(told) == 0 {
+			told = []Cause{v.unknown("task %s could have started %s ago, a worker that takes it is ready, and yet it has not", t.ID, v.ago(t.RunAt)).since(t.RunAt)}
+		}
+		causes = append(told, aside...)
 	}
 	return append(causes, turn...)
+}
+
+// beside reports whether a cause never is why a task does not start.
+func (c Cause) beside() bool {
+	return c.untold() || c.Code == CauseClockSkew || c.Code == CauseOutputBlocked
 }
 
 // takenWithin is how long a task that can start may wait before that needs an explanation.
@@ -221,9 +246,13 @@ func (v *view) waiting() (causes []Cause, waits bool) {
 		return nil, false
 	}
 	c := because(v.waitCode(), "%s", v.waitText()).next(t.RunAt).with(SourceStore, "run_at", moment(t.RunAt))
+	if !t.ExpiresAt.IsZero() && !t.ExpiresAt.After(t.RunAt) {
+		c = because(v.waitCode(), "%s; before that, at %s, it expires", v.waitText(), moment(t.ExpiresAt)).next(t.ExpiresAt).
+			with(SourceStore, "run_at", moment(t.RunAt)).with(SourceStore, "expires_at", moment(t.ExpiresAt))
+	}
 	if t.Code != "" {
-		c = c.with(SourceStore, "last attempt", strings.TrimSuffix(string(t.Code)+": "+clip(firstLine(t.Error), 300), ": "))
-		c = c.with(SourceStore, "attempt", fmt.Sprintf("%d of %d", t.Attempt, t.MaxAttempts))
+		c = c.with(SourceStore, "last attempt", strings.TrimSuffix(string(t.Code)+": "+told(t.Error), ": "))
+		c = c.with(SourceStore, "attempt", fmt.Sprintf("%d of %s", t.Attempt, atMost(t.MaxAttempts)))
 	}
 	if t.Code == CodeArgsIncompatible {
 		c = c.fix(act("deploy a build of the worker that takes the args of task %s", t.ID), command("opscore task cancel %s", t.ID))
@@ -259,13 +288,13 @@ func (v *view) waitText() string {
 	case CauseSnoozed:
 		return fmt.Sprintf("the handler of task %s put it off until %s, in %s", t.ID, moment(t.RunAt), in)
 	case CauseArgsIncompatible:
-		return fmt.Sprintf("the worker that claimed task %s cannot decode its args; it is tried again in %s: %s", t.ID, in, firstLine(t.Error))
+		return fmt.Sprintf("the worker that claimed task %s cannot decode its args; it is tried again in %s: %s", t.ID, in, told(t.Error))
 	case CauseWorkerDied:
-		return fmt.Sprintf("task %s was lost with its worker, %d of %d times; it is tried again in %s: %s", t.ID, t.Lost, MaxLost, in, firstLine(t.Error))
+		return fmt.Sprintf("task %s was lost with its worker, %d of %d times; it is tried again in %s: %s", t.ID, t.Lost, MaxLost, in, told(t.Error))
 	case CauseHandedBack:
 		return fmt.Sprintf("task %s was handed back by its worker (%s); it is tried again in %s", t.ID, t.Code, in)
 	}
-	return fmt.Sprintf("attempt %d of %d of task %s failed; it is retried in %s: %s", t.Attempt, t.MaxAttempts, t.ID, in, firstLine(t.Error))
+	return fmt.Sprintf("attempt %d of %s of task %s failed; it is retried in %s: %s", t.Attempt, atMost(t.MaxAttempts), t.ID, in, told(t.Error))
 }
 
 // lastOwner is the worker of the last attempt that is known.
@@ -305,6 +334,9 @@ func (v *view) running() []Cause {
 	if owner == nil {
 		causes = []Cause{because(CauseWorkerDied, "task %s runs on worker %s, which is not registered any more: a keeper is about to take it back", t.ID, t.Worker).
 			with(SourceStore, "worker", t.Worker)}
+		if v.At.Sub(t.StartedAt) > choreLate {
+			causes = append(causes, v.noKeeper("no keeper has taken back task %s, although its worker has long been gone", t.ID).with(SourceStore, "started", moment(t.StartedAt)))
+		}
 	} else if why, fit := v.condition(owner); !fit && (why.Code != CauseWorkerNotReady || owner.State == WorkerGone) {
 		causes = []Cause{why}
 	} else {
@@ -336,6 +368,10 @@ func (v *view) run(w *WorkerInfo) []Cause {
 	told := v.At.Sub(t.CancelRequestedAt)
 	handlers := w.Report.Check(CheckHandlers)
 	named := handlers.State != CheckOK && strings.Contains(handlers.Text, t.ID.String())
+	if handlers.State == CheckOK && over > DefaultGrace && w.LastBeat.After(t.StartedAt.Add(time.Duration(t.Timeout)+DefaultGrace+time.Second)) {
+		return []Cause{about(because(CauseRunning, "the handler of task %s has ended in %s, as far as that says; its outcome is about to be recorded, %s after its time of %s",
+			t.ID, on, brief(over), t.Timeout).since(t.StartedAt)).with(SourceStore, "check handlers", handlers.State)}
+	}
 	switch {
 	case t.Suspect() && !t.Alone:
 		return []Cause{about(because(CauseWaitsAlone, "task %s was lost %d times with its worker and has to run alone: %s lets its other tasks end first", t.ID, t.Lost, on).
@@ -358,7 +394,7 @@ func (v *view) run(w *WorkerInfo) []Cause {
 		return []Cause{about(because(CauseCancelRequested, "%s cancelled task %s %s ago; %s is told at its next heartbeat",
 			cmp.Or(t.CancelledBy, "somebody"), t.ID, brief(told), on).since(t.CancelRequestedAt)).next(w.LastBeat.Add(w.beatEvery()))}
 	}
-	c := about(because(CauseRunning, "task %s has been running for %s in %s, attempt %d of %d", t.ID, v.ago(t.StartedAt), on, t.Attempt, t.MaxAttempts).
+	c := about(because(CauseRunning, "task %s has been running for %s in %s, attempt %d of %s", t.ID, v.ago(t.StartedAt), on, t.Attempt, atMost(t.MaxAttempts)).
 		since(t.StartedAt)).next(t.StartedAt.Add(time.Duration(t.Timeout)))
 	if t.Progress > 0 || t.ProgressText != "" {
 		c = c.with(SourceStore, "progress", fmt.Sprintf("%.0f%% %s", 100*t.Progress, t.ProgressText))

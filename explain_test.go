@@ -116,6 +116,7 @@ func inFront(n int, arriving, completing float64) func(*opscore.Facts) {
 	return func(f *opscore.Facts) {
 		f.Queues[0].Lines = append(f.Queues[0].Lines, opscore.Line{
 			Queue: "q", Actor: "act", Priority: 9, Due: opscore.Tally{N: n}, Ahead: opscore.Tally{N: n}, Arriving: arriving, Completing: completing,
+			FirstCame: ago(30 * time.Second), LastCame: ago(time.Second),
 		})
 	}
 }
@@ -151,6 +152,7 @@ var explanations = []struct {
 	}), []string{"1 time timeout: too long", "3 times error: boom, first at 2026-05-04T11:57:00Z, last at 2026-05-04T11:59:00Z"}, "opscore task retry ", nil},
 	{opscore.CauseAborted, over(opscore.Failed, opscore.CodeAborted), []string{"boom"}, "opscore task retry ", nil},
 	{opscore.CauseResultInvalid, over(opscore.Failed, opscore.CodeResultInvalid), []string{"boom"}, "opscore task retry ", nil},
+	{opscore.CauseExpired, all(over(opscore.Failed, opscore.CodeExpired), func(f *opscore.Facts) { f.Task.ExpiresAt, f.Task.Attempt = ago(2*time.Second), 0 }), []string{"was not started before it expired at 2026-05-04T11:59:58Z"}, "opscore task retry ", nil},
 	{opscore.CauseExpired, all(over(opscore.Failed, opscore.CodeExpired), func(f *opscore.Facts) { f.Task.ExpiresAt = ago(2 * time.Second) }), []string{"11:59:58"}, "opscore task retry ", nil},
 	{opscore.CausePoison, all(over(opscore.Failed, opscore.CodePoison), func(f *opscore.Facts) { f.Task.Lost = 3 }), []string{"lost 3 times"}, "opscore task retry ", nil},
 	{opscore.CauseFailed, over(opscore.Failed, "of_tomorrow"), []string{"of_tomorrow"}, "opscore task retry ", nil},
@@ -174,6 +176,8 @@ var explanations = []struct {
 
 	{opscore.CauseScheduled, func(f *opscore.Facts) { f.Task.RunAt = at.Add(time.Hour) }, []string{"2026-05-04T13:00:00Z", "in 1h"}, "", nil},
 	{opscore.CauseRetryBackoff, waits(opscore.CodeError), []string{"attempt 1 of 3", "boom", "in 4s"}, "", nil},
+	{opscore.CauseRetryBackoff, all(waits(opscore.CodeError), func(f *opscore.Facts) { f.Task.ExpiresAt = at.Add(time.Second) }), []string{"before that, at 2026-05-04T12:00:01Z, it expires"}, "", nil},
+	{opscore.CauseRetryBackoff, all(waits(opscore.CodeError), func(f *opscore.Facts) { f.Task.MaxAttempts = opscore.ForeverAttempts }), []string{"attempt 1 of any number"}, "", nil},
 	{opscore.CauseSnoozed, waits(opscore.CodeSnoozed), []string{"in 4s"}, "", nil},
 	{opscore.CauseHandedBack, waits(opscore.CodeShutdown), []string{"shutdown"}, "", nil},
 	{opscore.CauseArgsIncompatible, waits(opscore.CodeArgsIncompatible), []string{"boom"}, "deploy a build", nil},
@@ -188,6 +192,12 @@ var explanations = []struct {
 	{opscore.CauseSlotsBusy, all(busy, inFront(7, 0, 2)), []string{"2 of 2"}, "", []string{opscore.CauseBehindOthers}},
 	{opscore.CauseBehindOthers, inFront(7, 0, 2), []string{"number 8 in line", "4s"}, "", nil},
 	{opscore.CauseStarved, inFront(700, 50, 20), []string{"number 701", "50/s", "20/s"}, "start more workers that listen to queue q", nil},
+	{opscore.CauseBehindOthers, all(inFront(700, 50, 20), func(f *opscore.Facts) { // they came at once
+		f.Queues[0].Lines[1].FirstCame = f.Queues[0].Lines[1].LastCame
+	}), []string{"number 701"}, "", nil},
+	{opscore.CauseBehindOthers, all(inFront(700, 50, 20), func(f *opscore.Facts) { // and none comes any more
+		f.Queues[0].Lines[1].LastCame = ago(10 * time.Second)
+	}), []string{"number 701"}, "", nil},
 	{opscore.CauseWaitsForSuspect, func(f *opscore.Facts) {
 		f.Loads = []opscore.Load{{Worker: workerID, Running: opscore.Tally{N: 1}, Runs: []opscore.RunState{{Task: otherID, Actor: "bad", Lost: 2, StartedAt: ago(time.Minute)}}}}
 	}, []string{otherID.String(), "lost 2 times"}, "", nil},
@@ -200,6 +210,12 @@ var explanations = []struct {
 	{opscore.CauseHandlerStuck, all(running, func(f *opscore.Facts) {
 		f.Workers[0].Report.Checks = []opscore.Check{{Name: opscore.CheckHandlers, State: opscore.CheckDegraded, Text: "they go on: act (task " + taskID.String() + ")"}}
 	}), []string{"they go on"}, "opscore worker stop " + workerID.String(), nil},
+
+	{opscore.CauseRunning, all(running, func(f *opscore.Facts) { // the worker says since that no handler goes on
+		f.Task.StartedAt, f.Workers[0].Report.Checks = ago(3*time.Minute), []opscore.Check{{Name: opscore.CheckHandlers, State: opscore.CheckOK}}
+	}), []string{"has ended", "about to be recorded, 2m after its time of 1m0s"}, "", nil},
+	{opscore.CauseWorkerDied, all(running, func(f *opscore.Facts) { f.Task.Worker = otherID }), []string{"is not registered any more", otherID.String()}, "", nil},
+	{opscore.CauseWorkerDied, all(running, func(f *opscore.Facts) { f.Task.Worker, f.Task.StartedAt = otherID, ago(time.Minute) }), []string{"is not registered any more"}, "", []string{opscore.CauseNoKeeper}},
 
 	{opscore.CauseNoWorker, gone("stopped"), []string{"hall", "4711", "11:59:57", "stopped"}, "start a worker that listens to queue q and has actor act", nil},
 	{opscore.CauseActorUnknown, worker(func(w *opscore.WorkerInfo) { w.Actors = []string{"else"} }), []string{"actor act", "else", "b1"}, "start a worker", nil},
@@ -235,6 +251,9 @@ var explanations = []struct {
 		f.Host.Processes = []opscore.ProcessFacts{{PID: 77, Exists: true, Args: []string{"opscore", "worker"}, Dir: "/srv"}}
 	}), []string{"hall"}, "start a worker", []string{opscore.CauseWorkerUnregistered}},
 	{opscore.CauseWorkerOtherBroker, worker(func(w *opscore.WorkerInfo) { w.Endpoints[0].Name = "other" }), []string{"other", "4711"}, "start process 4711 on host hall", []string{opscore.CauseReady}},
+	{opscore.CauseWorkerOtherBroker, all(worker(func(w *opscore.WorkerInfo) { w.Endpoints[0].Instance = "rabbit@a" }), broker(func(b *opscore.BrokerFacts) {
+		b.Endpoint.Instance, b.Epoch = "rabbit@b", opscore.ID{}
+	})), []string{"mq:5672 (rabbit@a)", "mq:5672 (rabbit@b)"}, "start process 4711 on host hall", []string{opscore.CauseReady}},
 	{opscore.CauseWorkerOtherDatabase, queue(func(q *opscore.BrokerQueue) {
 		q.Consuming = append(q.Consuming, opscore.Consumer{Tag: "t2", Worker: otherID, Host: "attic", PID: 55, Instance: "theirs"})
 	}), []string{"theirs", "mine", "55", "attic"}, "give process 55 on host attic", []string{opscore.CauseReady}},
@@ -274,7 +293,28 @@ var explanations = []struct {
 	{opscore.CauseBrokerPolicyLimits, queue(func(q *opscore.BrokerQueue) {
 		q.Policy = &opscore.BrokerPolicy{Name: "tiny", Definition: map[string]any{"max-length": 3, "ha-mode": "all"}}
 	}), []string{"tiny", "max-length=3"}, "rabbitmqctl clear_policy -p / tiny", []string{opscore.CauseReady}},
-	{opscore.CauseTicketLost, func(f *opscore.Facts) { f.Ticket = &opscore.OutTicket{ID: otherID, At: ago(6 * time.Second), In: 1} }, []string{"11:59:54", "opscore.q"}, "", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerPolicyLimits, queue(func(q *opscore.BrokerQueue) {
+		q.Messages = 5000
+		q.Policy = &opscore.BrokerPolicy{Name: "house", Definition: map[string]any{"max-length": 5000.0, "overflow": "reject-publish"}}
+	}), []string{"house", "max-length=5000", "5000 wait"}, "rabbitmqctl clear_policy -p / house", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerPolicyLimits, queue(func(q *opscore.BrokerQueue) {
+		q.Policy = &opscore.BrokerPolicy{Name: "fresh", Definition: map[string]any{"message-ttl": 500.0}}
+	}), []string{"fresh", "message-ttl=500"}, "rabbitmqctl clear_policy -p / fresh", []string{opscore.CauseReady}},
+	{opscore.CauseReady, queue(func(q *opscore.BrokerQueue) { // a policy that any queue may have
+		q.Messages = 4999
+		q.Policy = &opscore.BrokerPolicy{Name: "house", Definition: map[string]any{"max-length": 5000.0, "message-ttl": 6e4, "expires": 36e5, "delivery-limit": 20.0}}
+	}), nil, "", nil},
+	{opscore.CauseReady, queue(func(q *opscore.BrokerQueue) { // of another system, whose workers take from it as well
+		*q = opscore.BrokerQueue{Queue: "q", Name: "mail", Adopted: true, Exists: true, Consumers: 2, Consuming: append(q.Consuming, opscore.Consumer{Tag: "dramatiq", Peer: "10.0.0.7:4000"})}
+	}), nil, "", nil},
+	{opscore.CauseReady, queue(func(q *opscore.BrokerQueue) { q.Adopted, q.Consumers, q.Consuming = true, 2, nil }), nil, "", nil},
+	{opscore.CauseReady, func(f *opscore.Facts) { f.Ticket = &opscore.OutTicket{ID: otherID, At: ago(6 * time.Second), In: 1} }, nil, "", nil}, // its consumer may have it
+	{opscore.CauseTicketLost, all(queue(func(q *opscore.BrokerQueue) { q.Consumers, q.Consuming = 0, nil }), func(f *opscore.Facts) {
+		f.Ticket = &opscore.OutTicket{ID: otherID, At: ago(6 * time.Second), In: 1}
+	}), []string{"11:59:54", "opscore.q"}, "", []string{opscore.CauseReady}},
+	{opscore.CauseTicketLost, func(f *opscore.Facts) {
+		f.Broker.Managed, f.Ticket = true, &opscore.OutTicket{ID: otherID, At: ago(6 * time.Second), In: 1}
+	}, []string{"11:59:54", "opscore.q"}, "", []string{opscore.CauseReady}},
 	{opscore.CauseTicketsHeld, func(f *opscore.Facts) {
 		f.Ticket = &opscore.OutTicket{ID: otherID, At: ago(time.Second), In: 1}
 		busy := f.Workers[0]
@@ -287,7 +327,13 @@ var explanations = []struct {
 	{opscore.CauseForeignConsumer, queue(func(q *opscore.BrokerQueue) {
 		q.Consumers = 2
 		q.Consuming = append(q.Consuming, opscore.Consumer{Tag: "ghost", Peer: "10.0.0.7:4000", AutoAck: true, PID: 66, Host: "hall"})
-	}), []string{"ghost", "10.0.0.7:4000", "ack_required=false"}, "kill 66", []string{opscore.CauseReady}},
+	}), []string{"ghost", "10.0.0.7:4000", "ack_required=false"}, "on host hall, end process 66 if it is a worker of opscore", []string{opscore.CauseReady}},
+	{opscore.CauseForeignConsumer, all(queue(func(q *opscore.BrokerQueue) {
+		q.Consumers = 2
+		q.Consuming = append(q.Consuming, opscore.Consumer{Tag: "ghost", Peer: "10.0.0.7:4000", PID: 66, Host: "hall"})
+	}), func(f *opscore.Facts) {
+		f.Host.Processes = append(f.Host.Processes, opscore.ProcessFacts{PID: 66, Exists: true})
+	}), []string{"ghost"}, "kill 66", []string{opscore.CauseReady}},
 	{opscore.CauseForeignConsumer, queue(func(q *opscore.BrokerQueue) { q.Consumers, q.Consuming = 2, nil }), []string{"2 consumers", "1 registered"}, "rabbitmqctl list_consumers -p /", []string{opscore.CauseReady}},
 
 	{opscore.CauseDatabaseUnreachable, all(storeFails, func(f *opscore.Facts) { f.Database = nil }), []string{"db:5432", "connection refused"}, "start the database at db:5432", nil},
@@ -346,6 +392,7 @@ var explanations = []struct {
 	}), []string{"4 of 4", "3 wait"}, "on host hall", []string{opscore.CauseReady}},
 	{opscore.CauseReady, func(f *opscore.Facts) { f.Sources[3].Err, f.Host = "no /proc", nil }, nil, "", []string{opscore.CauseSourceSilent}},
 
+	{opscore.CauseUnknown, all(worker(func(w *opscore.WorkerInfo) { w.Report.Skew = opscore.Duration(time.Minute) }), func(f *opscore.Facts) { f.Task.RunAt = ago(time.Minute) }), []string{"1m ago"}, "", []string{opscore.CauseClockSkew, opscore.CauseReady}},
 	{opscore.CauseUnknown, func(f *opscore.Facts) { f.Task.RunAt = ago(time.Minute) }, []string{"1m ago", workerID.String(), "1 consumers", "open"}, "", []string{opscore.CauseReady}},
 }
 
@@ -467,6 +514,15 @@ func TestAHealthyDeploymentHasNothingToExamine(t *testing.T) {
 	}
 }
 
+func idle(f *opscore.Facts) { f.Queues[0].Lines = nil }
+
+func starting(since time.Duration) func(*opscore.Facts) {
+	return worker(func(w *opscore.WorkerInfo) {
+		w.State, w.StartedAt = opscore.WorkerBooting, ago(since)
+		w.Report.Checks = []opscore.Check{{Name: opscore.CheckStore, State: opscore.CheckFailed, Text: "it does not answer"}}
+	})
+}
+
 func TestExamineNamesWhatWouldStopTasksFirst(t *testing.T) {
 	for _, tc := range []struct {
 		change func(*opscore.Facts)
@@ -480,6 +536,17 @@ func TestExamineNamesWhatWouldStopTasksFirst(t *testing.T) {
 			[]string{opscore.CauseDatabaseReadOnly, opscore.CauseBrokerAlarm},
 		},
 		{func(f *opscore.Facts) { f.Queues[0].Paused = &opscore.Pause{Queue: "q", By: "ann"} }, []string{opscore.CauseQueuePaused}},
+		{
+			all(gone("stopped"), func(f *opscore.Facts) {
+				f.Queues[0].Lines, f.Queues[0].Paused = nil, &opscore.Pause{Queue: "q", By: "ann"}
+			}),
+			[]string{opscore.CauseNoWorker, opscore.CauseQueuePaused},
+		},
+		{all(idle, starting(time.Minute)), []string{opscore.CauseWorkerNotReady}},
+		{all(idle, starting(time.Second)), nil},
+		{all(idle, worker(func(w *opscore.WorkerInfo) { w.State = opscore.WorkerDraining })), nil},
+		{all(idle, worker(func(w *opscore.WorkerInfo) { w.State = opscore.WorkerDraining }), func(f *opscore.Facts) { f.Host.Processes[0].State = "T" }), []string{opscore.CauseWorkerStopped}},
+		{func(f *opscore.Facts) { f.Sources[3].Err, f.Host = "no /proc", nil }, []string{opscore.CauseSourceSilent}},
 		{func(f *opscore.Facts) { f.Host.Processes[0].State = "T" }, []string{opscore.CauseWorkerStopped}},
 		{func(f *opscore.Facts) { f.Queues[0].Lines, f.Host.Processes[0].State = nil, "T" }, []string{opscore.CauseWorkerStopped}},
 		{all(storeFails, func(f *opscore.Facts) { f.Database = nil }), []string{opscore.CauseDatabaseUnreachable}},
@@ -508,6 +575,7 @@ func TestARemedyIsOneCommandWhateverTheNames(t *testing.T) {
 			"queue": all(queue(func(q *opscore.BrokerQueue) { q.Mismatch, q.Queue = "x", name }), func(f *opscore.Facts) {
 				f.Task.Queue, f.Queues[0].Queue, f.Workers[0].Queues = name, name, []string{name}
 			}),
+			"unheard": func(f *opscore.Facts) { f.Task.Queue, f.Queues[0].Queue, f.Broker = name, name, nil },
 			"policy": queue(func(q *opscore.BrokerQueue) {
 				q.Policy = &opscore.BrokerPolicy{Name: name, Definition: map[string]any{"max-length": 1}}
 			}),
@@ -544,6 +612,9 @@ func checkRemedy(t *testing.T, what, name string, r opscore.Remedy) {
 		t.Errorf("%s %q: %s made %v, %v", what, name, r.Command, made, err)
 	}
 	if strings.Contains(r.Command, "clear_policy") && what == "policy" && !strings.HasSuffix(string(out), "<"+name+">") {
+		t.Errorf("%s %q: %s has the words %s", what, name, r.Command, out)
+	}
+	if strings.Contains(r.Command, "worker --queues") && !strings.HasSuffix(string(out), "<--queues="+name+">") {
 		t.Errorf("%s %q: %s has the words %s", what, name, r.Command, out)
 	}
 	if strings.Contains(r.Command, "migrate") && what == "queue" && !strings.HasSuffix(string(out), "<"+name+">") {

@@ -335,9 +335,13 @@ func (v *view) busy(fit []WorkerInfo) Cause {
 	return c
 }
 
+// aWhile tells a stream of tasks from a heap that came at once.
+const aWhile = 5 * time.Second
+
 // behind says how long the line is, and whether it can come to its end.
 func (v *view) behind(w *WorkerInfo, t *Task, ahead Tally) []Cause {
 	var arriving, completing float64
+	goesOn := false
 	for _, s := range v.Queues {
 		for _, l := range s.Lines {
 			if !w.Takes(l.Queue, l.Actor) {
@@ -346,6 +350,7 @@ func (v *view) behind(w *WorkerInfo, t *Task, ahead Tally) []Cause {
 			completing += l.Completing
 			if l.Priority > t.Priority {
 				arriving += l.Arriving
+				goesOn = goesOn || l.LastCame.Sub(l.FirstCame) >= aWhile && v.At.Sub(l.LastCame) <= aWhile
 			}
 		}
 	}
@@ -354,7 +359,7 @@ func (v *view) behind(w *WorkerInfo, t *Task, ahead Tally) []Cause {
 			with(SourceStore, "more urgent ones arriving per second", fmt.Sprintf("%.3g", arriving))
 	}
 	place := Tally{ahead.N + 1, ahead.More}
-	if higher := v.ahead(w, t, true); completing > 0 && arriving >= completing && higher.N > w.Slots {
+	if higher := v.ahead(w, t, true); completing > 0 && arriving >= completing && goesOn && higher.N > w.Slots {
 		return []Cause{rates(because(CauseStarved,
 			"task %s is number %s in line, and tasks of a higher priority come faster (%.3g/s) than any are completed (%.3g/s): at this rate it never starts",
 			t.ID, place, arriving, completing)).
@@ -429,17 +434,37 @@ func (v *view) degraded(w *WorkerInfo) (causes []Cause) {
 	return causes
 }
 
+// examineWorkers says what is wrong with workers, of whichever queue. One that starts or stops is only wrong if it does not get on.
+func (v *view) examineWorkers() (causes []Cause) {
+	for _, w := range v.Workers {
+		why, fit := v.condition(&w)
+		switch {
+		case fit || w.State == WorkerGone, w.State == WorkerDraining && why.Code == CauseWorkerNotReady:
+		case w.State == WorkerBooting && why.Code == CauseWorkerNotReady && v.At.Sub(w.StartedAt) < choreLate:
+		default:
+			causes = append(causes, why)
+		}
+	}
+	return causes
+}
+
 // examineQueue says what keeps the tasks of a queue from starting.
 func (v *view) examineQueue(s Standing) (causes []Cause) {
 	causes = append(v.paused(s.Queue), v.unheard(s)...)
-	actors := map[string]bool{}
+	var actors []string
+	due, scheduled := map[string]Tally{}, map[string]Tally{}
 	for _, l := range s.Lines {
-		if l.Due.N+l.Scheduled.N == 0 || actors[l.Actor] {
+		if l.Due.N+l.Scheduled.N == 0 {
 			continue
 		}
-		actors[l.Actor] = true
-		for _, c := range v.unstaffed(s.Queue, l.Actor) {
-			causes = append(causes, c.with(SourceStore, "waiting in "+s.Queue, fmt.Sprintf("%s due, %s scheduled for actor %s", l.Due, l.Scheduled, l.Actor)))
+		if !slices.Contains(actors, l.Actor) {
+			actors = append(actors, l.Actor)
+		}
+		due[l.Actor], scheduled[l.Actor] = due[l.Actor].plus(l.Due), scheduled[l.Actor].plus(l.Scheduled)
+	}
+	for _, actor := range actors {
+		for _, c := range v.unstaffed(s.Queue, actor) {
+			causes = append(causes, c.with(SourceStore, "waiting in "+s.Queue, fmt.Sprintf("%s due, %s scheduled for actor %s", due[actor], scheduled[actor], actor)))
 		}
 	}
 	return causes

@@ -138,8 +138,9 @@ const (
 
 // BrokerQueue is a queue in the broker that carries the tickets, or the adopted messages, of one queue of tasks.
 type BrokerQueue struct {
-	Queue     string        `json:"queue"` // of tasks
-	Name      string        `json:"name"`  // in the broker
+	Queue     string        `json:"queue"`             // of tasks
+	Name      string        `json:"name"`              // in the broker
+	Adopted   bool          `json:"adopted,omitempty"` // it carries another system's messages, which others may take as well
 	Exists    bool          `json:"exists"`
 	Err       string        `json:"error,omitempty"`     // it could not be looked at
 	Reply     int           `json:"reply,omitempty"`     // the broker's code for that; 0 if it did not answer

@@ -37,6 +37,9 @@ type Line struct {
 	Ahead      Tally     `json:"ahead"`            // of the due ones, those that are ahead of the task in question
 	Arriving   float64   `json:"arriving_per_s"`   // in the last minute, or since the last RatedAtMost came
 	Completing float64   `json:"completing_per_s"` // so too
+	// Of those that came, when the first and the last did.
+	FirstCame time.Time `json:"first_came,omitzero"`
+	LastCame  time.Time `json:"last_came,omitzero"`
 }
 
 // Limits of what is looked at.

@@ -119,7 +119,7 @@ func (l *lines) queueCount(b *pgx.Batch, s *Store) {
 // What came and went between $1 and $2, at most the latest $3: how many of each lane, how many in all, and when the first did. Ids that opscore makes
 // sort by age, so there is an index for both.
 const (
-	ratesSQL = ` SELECT queue, actor, rank, count(*), sum(count(*)) OVER (), min(min(at)) OVER () FROM lately GROUP BY queue, actor, rank`
+	ratesSQL = ` SELECT queue, actor, rank, count(*), sum(count(*)) OVER (), min(min(at)) OVER (), min(at), max(at) FROM lately GROUP BY queue, actor, rank`
 
 	arrivedSQL = `WITH lately AS MATERIALIZED (SELECT queue, actor, rank, created_at AS at FROM opscore.task
 		WHERE id >= $4::uuid AND id < $5::uuid AND created_at BETWEEN $1 AND $2 ORDER BY id DESC LIMIT $3)` + ratesSQL
@@ -130,25 +130,27 @@ const (
 func (l *lines) queueRates(b *pgx.Batch, s *Store) {
 	since := l.at.Add(-opscore.RatesOver)
 	b.Queue(s.sql(arrivedSQL), since, l.at, opscore.RatedAtMost, idAt(since), idAt(l.at.Add(opscore.RatesOver))).Query(
-		l.rates(func(line *opscore.Line, perS float64) { line.Arriving = perS }))
+		l.rates(func(line *opscore.Line, perS float64, first, last time.Time) {
+			line.Arriving, line.FirstCame, line.LastCame = perS, first, last
+		}))
 	b.Queue(s.sql(completedSQL), since, l.at, opscore.RatedAtMost).Query(
-		l.rates(func(line *opscore.Line, perS float64) { line.Completing = perS }))
+		l.rates(func(line *opscore.Line, perS float64, _, _ time.Time) { line.Completing = perS }))
 }
 
-func (l *lines) rates(set func(*opscore.Line, float64)) func(pgx.Rows) error {
+func (l *lines) rates(set func(line *opscore.Line, perS float64, first, last time.Time)) func(pgx.Rows) error {
 	return func(rows pgx.Rows) error {
 		return scanAll(rows, func(rows pgx.Rows) error {
 			var at lane
 			var n, seen int
-			var first time.Time
-			if err := rows.Scan(&at.queue, &at.actor, &at.rank, &n, &seen, &first); err != nil || !l.asked(at.queue) {
+			var since, first, last time.Time
+			if err := rows.Scan(&at.queue, &at.actor, &at.rank, &n, &seen, &since, &first, &last); err != nil || !l.asked(at.queue) {
 				return err
 			}
 			over := opscore.RatesOver
 			if seen == opscore.RatedAtMost {
-				over = max(l.at.Sub(first), time.Millisecond)
+				over = max(l.at.Sub(since), time.Millisecond)
 			}
-			set(l.line(at), float64(n)/over.Seconds())
+			set(l.line(at), float64(n)/over.Seconds(), first.UTC(), last.UTC())
 			return nil
 		})
 	}

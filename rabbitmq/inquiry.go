@@ -49,6 +49,7 @@ const (
 type target struct {
 	queue string // of tasks
 	Declaration
+	adopted bool
 }
 
 // Gather returns the facts about the broker: how far a connection comes, what its queues are like, what this user may not do with them, whether it takes
@@ -125,9 +126,9 @@ func (q Inquiry) targets(known *opscore.Facts) (all []target) {
 		names = slices.Insert(slices.DeleteFunc(names, func(n string) bool { return n == known.Task.Queue }), 0, known.Task.Queue)
 	}
 	for _, name := range names {
-		all = append(all, target{name, Declaration{Name: queuePrefix + name}})
+		all = append(all, target{name, Declaration{Name: queuePrefix + name}, false})
 		for _, d := range q.Adopted[name] {
-			all = append(all, target{name, d})
+			all = append(all, target{name, d, true})
 		}
 	}
 	return all[:min(len(all), askedQueues)]
@@ -145,7 +146,9 @@ func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-cha
 		if t.Args == nil {
 			t.Declaration = ticketQueue(t.queue, q.Options.Classic, versionOf(conn))
 		}
-		b.Queues = append(b.Queues, l.queue(looking, t.queue, t.Declaration))
+		found := l.queue(looking, t.queue, t.Declaration)
+		found.Adopted = t.adopted
+		b.Queues = append(b.Queues, found)
 	}
 	l.epoch(looking, epoch, b)
 	err := l.mayWrite(ctx)

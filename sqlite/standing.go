@@ -121,20 +121,32 @@ const (
 func (l *lines) rates(c *conn, queues []string) error {
 	since := l.at - opscore.RatesOver.Microseconds()
 	from, to := idAt(since), idAt(l.at+opscore.RatesOver.Microseconds())
-	if err := l.rate(c, queues, func(line *opscore.Line, perS float64) { line.Arriving += perS },
-		arrivedSQL, from[:], to[:], since, opscore.RatedAtMost); err != nil {
+	if err := l.rate(c, queues, func(line *opscore.Line, perS float64, first, last int64) {
+		line.Arriving, line.FirstCame, line.LastCame = perS, timeOf(first), timeOf(last)
+	}, arrivedSQL, from[:], to[:], since, opscore.RatedAtMost); err != nil {
 		return err
 	}
-	return l.rate(c, queues, func(line *opscore.Line, perS float64) { line.Completing += perS }, completedSQL, since, opscore.RatedAtMost)
+	return l.rate(c, queues, func(line *opscore.Line, perS float64, _, _ int64) { line.Completing = perS },
+		completedSQL, since, opscore.RatedAtMost)
 }
 
-func (l *lines) rate(c *conn, queues []string, add func(*opscore.Line, float64), query string, args ...any) error {
-	counts, seen, first := map[lane]int{}, 0, l.at
+// flow is what came, or went, in a lane.
+type flow struct {
+	n           int
+	first, last int64
+}
+
+func (l *lines) rate(c *conn, queues []string, set func(line *opscore.Line, perS float64, first, last int64), query string, args ...any) error {
+	flows, seen, first := map[lane]flow{}, 0, l.at
 	err := c.query(func(rows *sql.Rows) error {
 		var k lane
 		var at int64
 		err := rows.Scan(&k.queue, &k.actor, &k.rank, &at)
-		counts[k]++
+		f, known := flows[k]
+		if !known {
+			f.first, f.last = at, at
+		}
+		flows[k] = flow{f.n + 1, min(f.first, at), max(f.last, at)}
 		seen, first = seen+1, min(first, at)
 		return err
 	}, query, args...)
@@ -145,9 +157,9 @@ func (l *lines) rate(c *conn, queues []string, add func(*opscore.Line, float64),
 	if seen == opscore.RatedAtMost {
 		over = max(time.Duration(l.at-first)*time.Microsecond, time.Millisecond)
 	}
-	for k, n := range counts {
+	for k, f := range flows {
 		if len(queues) == 0 || slices.Contains(queues, k.queue) {
-			add(l.line(k.queue, k.actor, k.rank), float64(n)/over.Seconds())
+			set(l.line(k.queue, k.actor, k.rank), float64(f.n)/over.Seconds(), f.first, f.last)
 		}
 	}
 	return nil

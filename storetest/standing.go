@@ -92,8 +92,15 @@ var standings = []scenario{
 			if t := e.claimOne(w, opscore.WithID(madeNow())); i < 3 {
 				e.finish(ends(t, opscore.Completed))
 			}
+			if i == 2 {
+				e.pass(2 * time.Second)
+			}
 		}
-		l := e.line(e.stand(opscore.ID{}, "q"), 0)
+		stand := e.stand(opscore.ID{}, "q")
+		l := e.line(stand, 0)
+		if came := l.LastCame.Sub(l.FirstCame); came < 2*time.Second || stand.At.Sub(l.LastCame) < 0 || stand.At.Sub(l.FirstCame) > opscore.RatesOver {
+			e.Errorf("they came from %s to %s, it is %s", l.FirstCame, l.LastCame, stand.At)
+		}
 		want(e, "arriving per minute", math.Round(60*l.Arriving), 6)
 		want(e, "completing per minute", math.Round(60*l.Completing), 3)
 		e.pass(2 * time.Minute)

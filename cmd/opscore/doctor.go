@@ -71,6 +71,7 @@ func (e *examination) examine(ctx context.Context, o doctorOptions) error {
 		if len(f.Queues) == 0 {
 			f.Queues = []opscore.Standing{{Queue: o.queue}}
 		}
+		f.Workers = concerned(f.Workers, o.queue)
 	}
 	found := examined{At: f.At, Causes: opscore.Examine(f), Sources: f.Sources}
 	faults := 0
@@ -93,6 +94,16 @@ func (e *examination) examine(ctx context.Context, o doctorOptions) error {
 		err = errors.Join(err, fmt.Errorf("%s would keep tasks from running", plural(faults, "fault")))
 	}
 	return err
+}
+
+// concerned returns the workers that listen to a queue; if no live one does, all, for that is what is wrong.
+func concerned(all []opscore.WorkerInfo, queue string) []opscore.WorkerInfo {
+	elsewhere := func(w opscore.WorkerInfo) bool { return !slices.Contains(w.Queues, queue) }
+	some := slices.DeleteFunc(slices.Clone(all), elsewhere)
+	if !slices.ContainsFunc(some, func(w opscore.WorkerInfo) bool { return w.Live }) {
+		return all
+	}
+	return some
 }
 
 // probed returns the queues to send canaries through: the one that was asked for, or those that live workers listen to.

@@ -205,7 +205,7 @@ func (e *examination) report(f opscore.Facts, causes []opscore.Cause) string {
 			fmt.Fprintln(&b, "also: "+safe(c.Text))
 		}
 		if !c.Next.IsZero() {
-			fmt.Fprintln(&b, "  next: "+when(c.Next))
+			fmt.Fprintf(&b, "  next: %s (%s)\n", c.Next.UTC().Format(time.RFC3339), age(c.Next)) // in UTC, as in the sentences
 		}
 		if len(c.Remedy) > 0 {
 			fmt.Fprintln(&b, "  "+e.advice(c.Remedy[0]))
