@@ -166,6 +166,11 @@ func (v *view) brokerQueue(q *BrokerQueue) (causes []Cause) {
 		causes = append(causes, about(because(CauseBrokerPermission, "a fresh connection may not use queue %s: %s; running ones will not survive a reconnect",
 			q.Name, strings.Join(q.Refused, "; ")).with("rabbitmq", "refused", strings.Join(q.Refused, "; "))).
 			with("rabbitmq", "user", v.Broker.User).fix(v.Broker.permit()))
+	} else if len(q.Members) > 0 && len(q.Online) <= len(q.Members)/2 {
+		down := slices.DeleteFunc(slices.Clone(q.Members), func(n string) bool { return slices.Contains(q.Online, n) })
+		causes = append(causes, about(because(CauseBrokerQueueUnusable, "queue %s takes and gives nothing: it needs most of its %s, and %d run",
+			q.Name, countOf(len(q.Members), "node"), len(q.Online)).with("management", "nodes down", strings.Join(down, ", "))).
+			fix(safe(act("start the RabbitMQ nodes that are down: %s", strings.Join(down, ", ")))))
 	} else if q.Reply != 0 {
 		causes = append(causes, about(because(CauseBrokerQueueUnusable, "queue %s cannot be used: %s", q.Name, q.Err).with("rabbitmq", "error", q.Err)).
 			fix(v.freeQueue(q)))
@@ -173,10 +178,10 @@ func (v *view) brokerQueue(q *BrokerQueue) (causes []Cause) {
 		causes = append(causes, about(because(CauseSourceSilent, "queue %s cannot be looked at: %s", q.Name, q.Err)).with("rabbitmq", "error", q.Err))
 	}
 	if limits, drops := dropping(q); drops {
-		causes = append(causes, about(because(CauseBrokerPolicyLimits, "policy %s limits queue %s, in which %s: %s; it drops tickets or refuses them",
-			q.Policy.Name, q.Name, map[bool]string{true: "1 waits", false: fmt.Sprint(q.Messages) + " wait"}[q.Messages == 1], limits).
-			with("management", "policy", q.Policy.Name).with("management", "definition", limits).with("rabbitmq", "messages", q.Messages)).
-			fix(command("rabbitmqctl clear_policy -p %s %s", host, q.Policy.Name)))
+		causes = append(causes, about(because(CauseBrokerPolicyLimits, "%s limits queue %s, in which %s: %s; it drops tickets or refuses them",
+			q.Policy.name(), q.Name, map[bool]string{true: "1 waits", false: fmt.Sprint(q.Messages) + " wait"}[q.Messages == 1], limits).
+			with("management", "policy", q.Policy.name()).with("management", "definition", limits).with("rabbitmq", "messages", q.Messages)).
+			fix(q.Policy.lift(host)))
 	}
 	causes = append(causes, v.consumers(q)...)
 	if q.Adopted {
@@ -203,6 +208,28 @@ func (v *view) freeQueue(q *BrokerQueue) Remedy {
 // hears reports whether a worker gets tickets.
 func (w *WorkerInfo) hears() bool {
 	return slices.ContainsFunc(w.Endpoints, func(e Endpoint) bool { return e.Kind == "rabbitmq" })
+}
+
+// name names a policy for people.
+func (p *BrokerPolicy) name() string {
+	switch {
+	case p.Operator == "":
+		return "policy " + p.Name
+	case p.Name == "":
+		return "operator policy " + p.Operator
+	}
+	return "policy " + p.Name + " with operator policy " + p.Operator
+}
+
+// lift is what ends a policy.
+func (p *BrokerPolicy) lift(vhost string) Remedy {
+	switch {
+	case p.Operator == "":
+		return command("rabbitmqctl clear_policy -p %s %s", vhost, p.Name)
+	case p.Name == "":
+		return command("rabbitmqctl clear_operator_policy -p %s %s", vhost, p.Operator)
+	}
+	return act("take the limits out of policy %s or operator policy %s of virtual host %s, or clear it", p.Name, p.Operator, vhost)
 }
 
 // A policy's limit of tickets below which it is reached now and then in any deployment. A message is hardly smaller than 100 bytes.

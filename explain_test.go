@@ -289,10 +289,22 @@ var explanations = []struct {
 	{opscore.CauseBrokerQueueUnusable, queue(func(q *opscore.BrokerQueue) { q.Exists, q.Err, q.Reply = false, "405 RESOURCE_LOCKED - in use", 405 }), []string{"RESOURCE_LOCKED"}, "end the connection that has queue opscore.q for itself", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerQueueUnusable, queue(func(q *opscore.BrokerQueue) { q.Err, q.Reply = "403 ACCESS_REFUSED - in exclusive use", 403 }), []string{"in exclusive use"}, "stop the consumer that has queue opscore.q for itself", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerQueueUnusable, queue(func(q *opscore.BrokerQueue) { q.Err, q.Reply = "404 NOT_FOUND - home node is down", 404 }), []string{"home node is down"}, "mend what RabbitMQ says of queue opscore.q", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerQueueUnusable, queue(func(q *opscore.BrokerQueue) {
+		q.Members, q.Online = []string{"a@x", "b@x", "c@x", "d@x"}, []string{"b@x", "a@x"}
+	}), []string{"4 nodes", "c@x, d@x"}, "start the RabbitMQ nodes that are down: c@x, d@x", []string{opscore.CauseReady}},
+	{opscore.CauseReady, queue(func(q *opscore.BrokerQueue) {
+		q.Members, q.Online = []string{"a@x", "b@x", "c@x"}, []string{"b@x", "a@x"}
+	}), nil, "", nil},
 	{opscore.CauseReady, queue(func(q *opscore.BrokerQueue) { q.Err = "no answer in time" }), nil, "", []string{opscore.CauseSourceSilent}},
 	{opscore.CauseBrokerPolicyLimits, queue(func(q *opscore.BrokerQueue) {
 		q.Policy = &opscore.BrokerPolicy{Name: "tiny", Definition: map[string]any{"max-length": 3, "ha-mode": "all"}}
 	}), []string{"tiny", "max-length=3"}, "rabbitmqctl clear_policy -p / tiny", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerPolicyLimits, queue(func(q *opscore.BrokerQueue) {
+		q.Policy = &opscore.BrokerPolicy{Operator: "house", Definition: map[string]any{"max-length": 3}}
+	}), []string{"operator policy house"}, "rabbitmqctl clear_operator_policy -p / house", []string{opscore.CauseReady}},
+	{opscore.CauseBrokerPolicyLimits, queue(func(q *opscore.BrokerQueue) {
+		q.Policy = &opscore.BrokerPolicy{Name: "tiny", Operator: "house", Definition: map[string]any{"max-length": 3}}
+	}), []string{"policy tiny with operator policy house"}, "take the limits out of policy tiny or operator policy house", []string{opscore.CauseReady}},
 	{opscore.CauseBrokerPolicyLimits, queue(func(q *opscore.BrokerQueue) {
 		q.Messages = 5000
 		q.Policy = &opscore.BrokerPolicy{Name: "house", Definition: map[string]any{"max-length": 5000.0, "overflow": "reject-publish"}}

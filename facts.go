@@ -151,13 +151,16 @@ type BrokerQueue struct {
 	Consumers int           `json:"consumers"`
 	Unacked   int           `json:"unacked,omitempty"` // of the management API, like all that follows
 	Policy    *BrokerPolicy `json:"policy,omitempty"`
+	Members   []string      `json:"members,omitempty"` // the nodes of one that is replicated
+	Online    []string      `json:"online,omitempty"`  // those of them that run
 	Consuming []Consumer    `json:"consuming,omitempty"`
 }
 
 // BrokerPolicy is the policy that is in effect on a queue.
 type BrokerPolicy struct {
-	Name       string         `json:"name"`
-	Definition map[string]any `json:"definition"`
+	Name       string         `json:"name,omitempty"`
+	Operator   string         `json:"operator_policy,omitempty"` // the name of an operator's policy, which adds to the other one
+	Definition map[string]any `json:"definition"`                // of both
 }
 
 // Consumer is one subscription that the broker lists.

@@ -1,7 +1,6 @@
 package rabbitmq
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -151,7 +150,7 @@ func (o overview) add(to *opscore.BrokerFacts) {
 	for i := range to.Queues {
 		q := &to.Queues[i]
 		m := o.queues[q.Name]
-		q.Unacked, q.Policy = m.Unacked, m.Policy
+		q.Unacked, q.Policy, q.Members, q.Online = m.Unacked, m.Policy, m.Members, m.Online
 		if q.Consumers > 0 { // else those that are listed were there a moment ago
 			q.Consuming = m.Consuming
 		}
@@ -161,6 +160,8 @@ func (o overview) add(to *opscore.BrokerFacts) {
 // managedQueue is a queue as the API shows it. Statistics are missing for some seconds after it was made.
 type managedQueue struct {
 	Unacked   int                    `json:"messages_unacknowledged"`
+	Members   []string               `json:"members"`
+	Online    []string               `json:"online"`
 	Policy    string                 `json:"policy"`
 	Operator  string                 `json:"operator_policy"`
 	Effective object[map[string]any] `json:"effective_policy_definition"`
@@ -286,9 +287,9 @@ func (m *management) queue(ctx context.Context, name string) (q opscore.BrokerQu
 	if err := m.get(ctx, &found, "/api/queues/"+url.PathEscape(m.vhost)+"/"+url.PathEscape(name)); err != nil {
 		return q, err
 	}
-	q.Unacked = found.Unacked
+	q.Unacked, q.Members, q.Online = found.Unacked, found.Members, found.Online
 	if len(found.Effective.is) > 0 {
-		q.Policy = &opscore.BrokerPolicy{Name: cmp.Or(found.Policy, found.Operator), Definition: found.Effective.is}
+		q.Policy = &opscore.BrokerPolicy{Name: found.Policy, Operator: found.Operator, Definition: found.Effective.is}
 	}
 	// The API goes on to list consumers of a queue that was deleted and made again: then without their channels, once those are closed.
 	live := slices.DeleteFunc(found.Consumers, func(c managedConsumer) bool { return c.Channel.is.Name == "" })

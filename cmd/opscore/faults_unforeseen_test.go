@@ -36,6 +36,7 @@ func unforeseen() []play {
 		{name: "U08 queue of another type", on: onCluster, act: queueType},
 		{name: "U09 worker cut off from the broker", on: onCluster, act: workerCutOff},
 		{name: "U10 another service at the broker's port", on: onCluster, act: anotherService},
+		{name: "U11 most nodes of the broker down", on: onPostgres, act: mostNodesDown},
 		{name: "U20 no synchronous standby", on: onOwnPostgres, act: noStandby},
 		{name: "U21 worker may not write", on: onPostgres, act: mayNotWrite},
 		{name: "U22 a trigger refuses", on: onPostgres, act: triggerRefuses},
@@ -169,6 +170,25 @@ func (s *scene) awaitDegraded(check string) {
 		}
 		return false
 	})
+}
+
+// mostNodesDown: of three nodes one is left, which has no majority for anything.
+func mostNodesDown(s *scene) want {
+	cluster := nodes.OwnRabbitCluster(s.T, 3, "management.tcp.ip = 127.0.0.1")
+	s.join(cluster.Nodes[0])
+	s.ticketed()
+	for _, n := range cluster.Nodes[1:] {
+		s.must(n.Kill())
+	}
+	return want{
+		codes: []string{opscore.CauseBrokerQueueUnusable}, evidence: []string{ticketQueue("default"), cluster.Nodes[1].Name(), cluster.Nodes[2].Name()},
+		remedy: byOperator, names: []string{cluster.Nodes[1].Name()},
+		undo: func() {
+			for _, n := range cluster.Nodes[1:] {
+				s.must(n.Start(s.Context()))
+			}
+		},
+	}
 }
 
 // anotherService: the URL has the port of the management API.
