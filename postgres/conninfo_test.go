@@ -20,7 +20,7 @@ func TestWhatPsqlIsGivenToGetWhereAURLLeads(t *testing.T) {
 	}{
 		{"postgres://me:canary@db:6432/app", "host=db port=6432 dbname=app user=me", true},
 		{"postgres://me:can?a=ry@db/app", "host=db port=5432 dbname=app user=me", true},
-		{"postgresql://me@db/app?sslmode=verify-full&sslrootcert=/etc/my%20ca.pem", `host=db port=5432 dbname=app user=me sslmode=verify-full sslrootcert='/etc/my ca.pem'`, true},
+		{"postgresql://me@db/app?sslmode=verify-full&application_name=my%20app", `host=db port=5432 dbname=app user=me sslmode=verify-full application_name='my app'`, true},
 		{"postgres:///app?host=/tmp/sock&port=54999&password=canary&user=it's%5Cme", `host=/tmp/sock port=54999 dbname=app user='it\'s\\me'`, true},
 		{"postgres://me@db/app?sslmode=disable&pool_max_conns=4", "host=db port=5432 dbname=app user=me sslmode=disable", false},
 		{"postgres://me@db/app?default_query_exec_mode=cache_describe&ssl=true", "host=db port=5432 dbname=app user=me sslmode=require", false},
