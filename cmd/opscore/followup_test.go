@@ -69,19 +69,30 @@ func TestAPrintedCommandRepeatsTheFlagsThatNameTheDeployment(t *testing.T) {
 		want    []string
 	}{
 		{[]string{"explain"}, "opscore queue resume 'a b'", []string{"opscore", "queue", "resume", "a b"}},
-		{[]string{"--config", "prod.yaml", "explain", "--env-file=prod.env"}, "opscore queue resume -- -rf",
-			[]string{"opscore", "--config", config, "--env-file", env, "queue", "resume", "--", "-rf"}},
+		{
+			[]string{"--config", "prod.yaml", "explain", "--env-file=prod.env"},
+			"opscore queue resume -- -rf",
+			[]string{"opscore", "--config", config, "--env-file", env, "queue", "resume", "--", "-rf"},
+		},
 		{[]string{"explain", "--env-file", "prod.env", "--schema", "tenant"}, "opscore migrate up", []string{"opscore", "--env-file", env, "--schema", "tenant", "migrate", "up"}},
-		{[]string{"doctor", "--env-file", "prod.env", "--broker", broker, "--broker-queue-type", "classic", "--broker-management-url", "https://me:canary@mq"}, "opscore queue ensure a",
-			[]string{"opscore", "--env-file", env, "queue", "ensure", "--broker", "amqps://me@mq/%2F?cacertfile=/ca&heartbeat=9,amqps://mq2", "--broker-queue-type", "classic", "a"}},
+		{
+			[]string{"doctor", "--env-file", "prod.env", "--broker", broker, "--broker-queue-type", "classic", "--broker-management-url", "https://me:canary@mq"},
+			"opscore queue ensure a",
+			[]string{"opscore", "--env-file", env, "queue", "ensure", "--broker", "amqps://me@mq/%2F?cacertfile=/ca&heartbeat=9,amqps://mq2", "--broker-queue-type", "classic", "a"},
+		},
 		{[]string{"doctor", "--env-file", "prod.env", "--broker", broker}, "opscore worker", []string{
-			"opscore", "--env-file", env, "worker", "--broker", "amqps://me@mq/%2F?cacertfile=/ca&heartbeat=9,amqps://mq2"}},
+			"opscore", "--env-file", env, "worker", "--broker", "amqps://me@mq/%2F?cacertfile=/ca&heartbeat=9,amqps://mq2",
+		}},
 		{[]string{"doctor", "--env-file", "prod.env", "--broker", broker, "--broker-management-url", "https://me:canary@mq"}, "opscore explain x", []string{
-			"opscore", "--env-file", env, "explain", "--broker", "amqps://me@mq/%2F?cacertfile=/ca&heartbeat=9,amqps://mq2", "--broker-management-url", "https://me@mq", "x"}},
+			"opscore", "--env-file", env, "explain", "--broker", "amqps://me@mq/%2F?cacertfile=/ca&heartbeat=9,amqps://mq2", "--broker-management-url", "https://me@mq", "x",
+		}},
 		{[]string{"doctor", "--env-file", "prod.env", "--broker", broker}, "opscore task retry x", []string{"opscore", "--env-file", env, "task", "retry", "x"}},
 		{[]string{"explain", "--database", "my tasks.db"}, "opscore task retry x", []string{"opscore", "--database", filepath.Join(dir, "my tasks.db"), "task", "retry", "x"}},
-		{[]string{"explain", "--database", "postgres:///postgres?host=/tmp/sock&port=54999&password=canary&sslmode=disable"}, "opscore task retry x",
-			[]string{"opscore", "--database", "postgres:///postgres?host=/tmp/sock&port=54999&sslmode=disable", "task", "retry", "x"}},
+		{
+			[]string{"explain", "--database", "postgres:///postgres?host=/tmp/sock&port=54999&password=canary&sslmode=disable"},
+			"opscore task retry x",
+			[]string{"opscore", "--database", "postgres:///postgres?host=/tmp/sock&port=54999&sslmode=disable", "task", "retry", "x"},
+		},
 	} {
 		got := words(t, followed(t, tc.args...).shown(opscore.Remedy{Command: tc.command}))
 		if strings.Join(got, "\n") != strings.Join(tc.want, "\n") {
