@@ -246,7 +246,7 @@ func (b *Backend) name() string {
 func (v *view) aboutBackend(c Cause, b Backend) Cause {
 	c = c.with(v.told(), "pid", b.PID).with(v.told(), "state", fmt.Sprintf("%s since %s", b.State, moment(b.Since))).
 		with(v.told(), "application", b.App).with(v.told(), "client", b.Client).with(v.told(), "query", b.Query)
-	const run = `psql "$OPSCORE_DATABASE_URL" -c `
+	const run = `psql "${OPSCORE_DATABASE_URL:?}" -c `
 	switch {
 	case v.Database.Endpoint.Kind == "sqlite":
 		return c.fix(act("let process %d on this host end its transaction, or end it", b.PID))

@@ -163,7 +163,7 @@ var explanations = []struct {
 	{
 		opscore.CauseTransactionOpen, all(missing(ago(5*time.Minute)), func(f *opscore.Facts) { f.Database.Idle = []opscore.Backend{backend} }),
 		[]string{"1234", "billing", "10.0.0.9:5544", "idle in transaction"},
-		`psql "$OPSCORE_DATABASE_URL" -c 'SELECT pg_terminate_backend(1234)'`,
+		`psql "${OPSCORE_DATABASE_URL:?}" -c 'SELECT pg_terminate_backend(1234)'`,
 		[]string{opscore.CauseNeverCommitted},
 	},
 	{opscore.CauseNeverCommitted, missing(ago(time.Minute)), []string{"db:5432/app/opscore", "1m", "mine"}, "look how the submitting transaction ended", nil},
@@ -371,11 +371,11 @@ var explanations = []struct {
 	}, []string{"process 9 ", "IO: DataFileRead", "1 statement"}, "look what process 9 of the database works at", nil},
 	{opscore.CauseRowLocked, func(f *opscore.Facts) {
 		f.Database.Locks = []opscore.Lock{{On: "row of the task", Mode: "RowShareLock", Holder: backend, Waiting: []int{12, 13}}}
-	}, []string{"1234", "billing", "10.0.0.9:5544", "SELECT … FOR UPDATE", "12, 13"}, `psql "$OPSCORE_DATABASE_URL" -c 'SELECT pg_terminate_backend(1234)'`, nil},
+	}, []string{"1234", "billing", "10.0.0.9:5544", "SELECT … FOR UPDATE", "12, 13"}, `psql "${OPSCORE_DATABASE_URL:?}" -c 'SELECT pg_terminate_backend(1234)'`, nil},
 	{opscore.CauseTableLocked, all(storeFails, func(f *opscore.Facts) {
 		f.Database.Locks = []opscore.Lock{{On: "table opscore.task", Mode: "AccessExclusiveLock", Holder: backend}}
-	}), []string{"table opscore.task", "AccessExclusiveLock", "1234"}, `psql "$OPSCORE_DATABASE_URL" -c 'SELECT pg_terminate_backend(1234)'`, nil},
-	{opscore.CauseTransactionIdle, func(f *opscore.Facts) { f.Database.Idle = []opscore.Backend{backend} }, []string{"1234", "opscore.task", "4m"}, `psql "$OPSCORE_DATABASE_URL" -c 'SELECT pg_terminate_backend(1234)'`, []string{opscore.CauseReady}},
+	}), []string{"table opscore.task", "AccessExclusiveLock", "1234"}, `psql "${OPSCORE_DATABASE_URL:?}" -c 'SELECT pg_terminate_backend(1234)'`, nil},
+	{opscore.CauseTransactionIdle, func(f *opscore.Facts) { f.Database.Idle = []opscore.Backend{backend} }, []string{"1234", "opscore.task", "4m"}, `psql "${OPSCORE_DATABASE_URL:?}" -c 'SELECT pg_terminate_backend(1234)'`, []string{opscore.CauseReady}},
 	{opscore.CauseDatabaseUnreachable, reached(opscore.DatabaseNone, ""), []string{"db:5432", "nobody home"}, "start the database at db:5432", nil},
 	{opscore.CauseDatabaseFrozen, reached(opscore.DatabaseTCP, ""), []string{"db:5432", "nobody home"}, "continue or restart the database server at db:5432", nil},
 	{opscore.CauseDatabaseRefused, reached(opscore.DatabaseRefused, "28P01"), []string{"28P01", "nobody home"}, "mend what the database at db:5432 says", nil},
@@ -395,10 +395,10 @@ var explanations = []struct {
 		f.Database.Locks = []opscore.Lock{{
 			On: "table opscore.task", Mode: "AccessExclusiveLock", Holder: opscore.Backend{Prepared: "it's me"}, Next: &opscore.Backend{PID: 77, App: "migrate"},
 		}}
-	}, []string{"it's me", "77", "migrate"}, `psql "$OPSCORE_DATABASE_URL" -c 'ROLLBACK PREPARED '\''it'\'''\''s me'\'''`, nil},
+	}, []string{"it's me", "77", "migrate"}, `psql "${OPSCORE_DATABASE_URL:?}" -c 'ROLLBACK PREPARED '\''it'\'''\''s me'\'''`, nil},
 	{opscore.CauseRowsLocked, func(f *opscore.Facts) {
 		f.Database.Locks = []opscore.Lock{{On: "row of table opscore.worker", Mode: "ExclusiveLock", Holder: backend}}
-	}, []string{"opscore.worker", "1234"}, `psql "$OPSCORE_DATABASE_URL"`, []string{opscore.CauseReady}},
+	}, []string{"opscore.worker", "1234"}, `psql "${OPSCORE_DATABASE_URL:?}"`, []string{opscore.CauseReady}},
 	{opscore.CausePoolExhausted, worker(func(w *opscore.WorkerInfo) {
 		w.Report.Checks = []opscore.Check{{Name: opscore.CheckPool, State: opscore.CheckDegraded, Text: "4 of 4 connections are taken, 3 wait"}}
 	}), []string{"4 of 4", "3 wait"}, "on host hall", []string{opscore.CauseReady}},

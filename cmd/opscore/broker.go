@@ -167,7 +167,7 @@ func (s *session) ensureQueue(ctx context.Context, b *rabbitmq.Broker, queue str
 	}
 	for _, c := range all {
 		if c.Differs != "" {
-			err = errors.Join(err, fmt.Errorf("queue %s exists in another way (%s); see opscore queue migrate %s%s", c.Name, c.Differs, queue, s.again()))
+			err = errors.Join(err, fmt.Errorf("queue %s exists in another way (%s); see %s", c.Name, c.Differs, s.command("opscore queue migrate "+queue)))
 		}
 	}
 	return all, err

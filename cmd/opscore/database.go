@@ -10,10 +10,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/postgres"
+	"github.com/opscore/opscore/rabbitmq"
 	"github.com/opscore/opscore/sqlite"
 )
 
@@ -33,8 +35,10 @@ type database interface {
 	migrate(ctx context.Context) error
 	// migrationSQL returns what migrate would execute on a schema of that version, without connecting.
 	migrationSQL(from int64) (string, error)
-	// String names it, without secrets, for people and for a command line.
+	// String names it, without secrets, for people.
 	String() string
+	// flag is what --database is given to get there; secrets are left out.
+	flag() string
 }
 
 var urlScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
@@ -107,6 +111,55 @@ func redactDatabase(s string) string {
 	return s
 }
 
+// postgresURL takes a URL apart (scheme, user, servers with the path, parameters) if there is no part of a password outside of its place: one that is not
+// escaped may have an @ or a / in it.
+var postgresURL = regexp.MustCompile(`^(postgres(?:ql)?://)(?:([^:/?#@]*)(?::[^/?#@]*)?@)?(` + oneServer + `(?:,` + oneServer + `)*(?:/[^?#@]*)?)(?:\?([^#@]*))?$`)
+
+const oneServer = `(?:\[[^]/?#@,]+]|[^]:/?#@,[]*)(?::\d*)?`
+
+var (
+	secretName = regexp.MustCompile(`(?i)pass|secret|token|key`)
+	paths      = []string{"passfile", "sslkey"} // parameters that are only named like secrets
+)
+
+// without returns a postgres:// URL without its password, and without the parameters that are not kept.
+func without(text string, kept func(name, value string) bool) string {
+	m := postgresURL.FindStringSubmatch(text)
+	if m == nil {
+		return redactDatabase(text)
+	}
+	shown := m[1]
+	if m[2] != "" {
+		shown += m[2] + "@"
+	}
+	shown += m[3]
+	params := slices.DeleteFunc(strings.Split(m[4], "&"), func(pair string) bool {
+		name, value, _ := strings.Cut(pair, "=")
+		name, err := url.PathUnescape(name) // as who connects does
+		return err != nil || name == "" || !kept(name, value)
+	})
+	if len(params) > 0 {
+		shown += "?" + strings.Join(params, "&")
+	}
+	return shown
+}
+
+// withoutPasswords returns broker URLs as they are, but for the passwords.
+func withoutPasswords(urls string) string {
+	all := strings.Split(urls, ",")
+	for i, text := range all {
+		u, err := url.Parse(strings.TrimSpace(text))
+		if err != nil {
+			return rabbitmq.Redacted(urls)
+		}
+		if u.User != nil {
+			u.User = url.User(u.User.Username())
+		}
+		all[i] = u.String()
+	}
+	return strings.Join(all, ",")
+}
+
 func defaultDatabase() (string, error) {
 	state := os.Getenv("XDG_STATE_HOME")
 	if state == "" {
@@ -126,6 +179,8 @@ func defaultDatabase() (string, error) {
 type sqliteFile string
 
 func (f sqliteFile) String() string { return string(f) }
+
+func (f sqliteFile) flag() string { return string(f) }
 
 func (f sqliteFile) open(_ context.Context, exists mustExist) (store, error) {
 	if exists {
@@ -167,17 +222,17 @@ func (p postgresPlace) options() postgres.Options {
 	return postgres.Options{Schema: p.schemaName, MaxOrphans: p.maxOrphans}
 }
 
-// String leaves out what may be secret: the password, and the parameters.
+// String is where it is, and no more.
 func (p postgresPlace) String() string {
-	parsed, err := url.Parse(p.url)
-	if err != nil {
-		return redactDatabase(p.url)
-	}
-	shown := url.URL{Scheme: parsed.Scheme, Host: parsed.Host, Path: parsed.Path}
-	if name := parsed.User.Username(); name != "" {
-		shown.User = url.User(name)
-	}
-	return shown.String()
+	return without(p.url, func(name, _ string) bool {
+		return slices.Contains([]string{"host", "port", "dbname", "user", "service"}, name)
+	})
+}
+
+func (p postgresPlace) flag() string {
+	return without(p.url, func(name, value string) bool {
+		return slices.Contains(paths, name) || !secretName.MatchString(name) && (name != "options" || !secretName.MatchString(value))
+	})
 }
 
 func (p postgresPlace) open(ctx context.Context, _ mustExist) (store, error) {

@@ -37,7 +37,6 @@ func (a *app) makeEphemeral(cmd *cobra.Command, conf *config, log *slog.Logger) 
 	conf.database = filepath.Join(dir, "opscore.db")
 	v := conf.value("database")
 	v.candidates = slices.Insert(v.candidates, 0, candidate{raw: []string{conf.database}, origin: "flag --ephemeral"})
-	a.database = " --database " + shellQuote(conf.database)
 	return func() error {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("remove ephemeral database: %w", err)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -40,8 +41,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	if text := err.Error(); text != "" {
 		text = redact(strings.ReplaceAll(text, "\n", "; ")) // of joined errors
-		// The store knows the command that helps, but not the flag that named the database.
-		a.lastWords("opscore: %s", strings.ReplaceAll(text, "`opscore migrate up", "`opscore migrate up"+a.database))
+		a.lastWords("opscore: %s", a.completed(text))
 	}
 	return exitStatus(err)
 }
@@ -70,7 +70,7 @@ type app struct {
 	stdout, stderr io.Writer
 	json           bool // --json
 
-	database, schema string // the flags that name the database, as a command line has them; "" if they were not given
+	given *given // nil before the configuration was read
 }
 
 // say writes one line for people. What it says may contain data, so it is escaped for the terminal.
@@ -101,10 +101,16 @@ func (e interruptedError) Error() string { return e.text }
 
 var (
 	userinfo    = regexp.MustCompile(`://[^\s"'@]*:[^\s"']*@`)
-	secretParam = regexp.MustCompile(`(?i)([?&](?:\w*pass\w*|\w*secret\w*|\w*token\w*|\w*key)=)[^&\s"']*`)
+	secretParam = regexp.MustCompile(`(?i)[?&](?:\w*pass\w*|\w*secret\w*|\w*token\w*|\w*key)=[^&\s"']*`)
 )
 
 // redact removes the user and the password of a URL that has a password, and parameters that are secret: errors quote what they were given.
 func redact(s string) string {
-	return secretParam.ReplaceAllString(userinfo.ReplaceAllString(s, "://…@"), "${1}…")
+	return secretParam.ReplaceAllStringFunc(userinfo.ReplaceAllString(s, "://…@"), func(param string) string {
+		name, _, _ := strings.Cut(param, "=")
+		if slices.Contains(paths, name[1:]) {
+			return param
+		}
+		return name + "=…"
+	})
 }

@@ -208,11 +208,3 @@ func atMost(attempts int) string {
 	}
 	return strconv.Itoa(attempts)
 }
-
-// shown is a remedy for the database that this command works on.
-func (a *app) shown(r opscore.Remedy) string {
-	if rest, ours := strings.CutPrefix(r.Command, "opscore "); ours {
-		return "opscore" + a.again() + " " + rest
-	}
-	return r.String()
-}

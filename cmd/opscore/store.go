@@ -83,23 +83,15 @@ func (a *app) sayFallback(conf *config) {
 	}
 }
 
-// locate returns the database that the configuration names, and remembers the flags that did.
+// locate returns the database that the configuration names, and remembers what did.
 func (a *app) locate(cmd *cobra.Command, conf *config) (database, error) {
 	place, _, err := conf.place()
 	if err != nil {
 		return nil, err
 	}
-	if cmd.Flags().Changed("database") {
-		a.database = " --database " + shellQuote(place.String())
-	}
-	if cmd.Flags().Changed("schema") {
-		a.schema = " --schema " + conf.schema
-	}
+	a.given = &given{cmd, conf}
 	return place, nil
 }
-
-// again returns the flags with which another command works on the same database.
-func (a *app) again() string { return a.database + a.schema }
 
 // notFound adds to a missing task where it was looked for.
 func (s *session) notFound(id opscore.ID, err error) error {
