@@ -104,8 +104,11 @@ func findReaders(ctx context.Context, pids []int, of []opscore.ProcessFacts) {
 	}
 	hidden := false
 	for _, pid := range pids {
+		if hidden = hidden || ctx.Err() != nil; ctx.Err() != nil {
+			break
+		}
 		files, err := os.ReadDir(proc(pid, "fd"))
-		hidden = hidden || errors.Is(err, os.ErrPermission) || ctx.Err() != nil
+		hidden = hidden || errors.Is(err, os.ErrPermission)
 		for _, f := range files {
 			name, err := os.Readlink(proc(pid, "fd/"+f.Name()))
 			if pipes := ends[name]; err == nil && pipes != nil && reads(pid, f.Name()) {

@@ -74,8 +74,10 @@ func (b *bounds) limit(ctx context.Context) (bounded context.Context, end func()
 	ctx, cancel := within(ctx, statementFor)
 	unhook := context.AfterFunc(b.over, cancel)
 	return ctx, func() {
-		if s := b.pool.Stat(); errors.Is(context.Cause(ctx), errStuck) && s.AcquiredConns() < s.MaxConns() {
-			b.pool.Reset() // it did not wait for others to give a connection back: the rest may be as dead as this one
+		if errors.Is(context.Cause(ctx), errStuck) {
+			if s := b.pool.Stat(); s.AcquiredConns() < s.MaxConns() {
+				b.pool.Reset() // it did not wait for others to give a connection back: the rest may be as dead as this one
+			}
 		}
 		unhook()
 		cancel()

@@ -97,7 +97,8 @@ type inspection struct {
 
 // all looks at everything. What tells nothing, because a table is locked or missing, leaves its part out.
 func (l *inspection) all(ctx context.Context, tx pgx.Tx) error {
-	limits := "SET LOCAL lock_timeout = '" + inspectLock.String() + "'; SET LOCAL statement_timeout = '" + inspectFor.String() + "'"
+	limits := "SET LOCAL lock_timeout = '" + inspectLock.String() + "'; SET LOCAL statement_timeout = '" + inspectFor.String() +
+		"'; SET LOCAL idle_in_transaction_session_timeout = '" + (2 * inspectFor).String() + "'" // this process may be stopped
 	if _, err := tx.Exec(ctx, limits); err != nil {
 		return err
 	}
@@ -135,12 +136,15 @@ func hasCode(err error, codes ...string) bool {
 	return ok && slices.Contains(codes, pg.Code)
 }
 
-const serverSQL = `SELECT clock_timestamp(), pg_postmaster_start_time(), pg_is_in_recovery(), s.setting = 'on', s.source,
+// Of other roles' backends a role may not see what they are, but that they are somebody's, in a database.
+const serverSQL = `WITH client AS (SELECT * FROM pg_stat_activity
+		WHERE coalesce(backend_type, 'client backend') = 'client backend' AND datid IS NOT NULL AND usesysid IS NOT NULL)
+	SELECT clock_timestamp(), pg_postmaster_start_time(), pg_is_in_recovery(), s.setting = 'on', s.source,
 		current_setting('max_connections')::int,
 		current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0),
-		(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
-		d.datconnlimit, (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND datid = d.oid),
-		r.rolconnlimit, (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND usesysid = r.oid),
+		(SELECT count(*) FROM client),
+		d.datconnlimit, (SELECT count(*) FROM client WHERE datid = d.oid),
+		r.rolconnlimit, (SELECT count(*) FROM client WHERE usesysid = r.oid),
 		r.rolsuper, pg_has_role('pg_read_all_stats', 'USAGE'), r.rolname
 	FROM pg_database d, pg_roles r, pg_settings s
 	WHERE d.datname = current_database() AND r.rolname = current_user AND s.name = 'default_transaction_read_only'`

@@ -324,10 +324,12 @@ func (e secretless) Unwrap() error { return e.err }
 var (
 	userinfo = regexp.MustCompile(`://\S*@`) // to the last @: a password may have one
 	password = regexp.MustCompile(`(password\s*=\s*)('[^']*'|\S+)`)
+	keywords = regexp.MustCompile("cannot parse `[^:`]*=.*`") // a value may have escapes: nothing of it is shown
 )
 
 func redacted(err error) string {
 	line := strings.Join(strings.Fields(err.Error()), " ") // pgx breaks lines
+	line = keywords.ReplaceAllString(line, "cannot parse the connection string")
 	return password.ReplaceAllString(userinfo.ReplaceAllString(line, "://…@"), "${1}…")
 }
 

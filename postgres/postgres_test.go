@@ -428,8 +428,12 @@ func TestASilentFallBackToPlainTextIsRefused(t *testing.T) {
 			t.Errorf("the error holds the password: %v", err)
 		}
 	}
-	if _, err := postgres.Open(t.Context(), "postgres://u:canary@:bad:/x", postgres.Options{}); err == nil || strings.Contains(err.Error(), "canary") {
-		t.Errorf("malformed URL: %v", err)
+	for _, malformed := range []string{
+		"postgres://u:canary@:bad:/x", `host=db password='it\'s canary tail' sslmode=bogus`, `password=a\ canary sslmode=bogus`,
+	} {
+		if _, err := postgres.Open(t.Context(), malformed, postgres.Options{}); err == nil || strings.Contains(err.Error(), "canary") {
+			t.Errorf("malformed URL: %v", err)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/opscore/opscore"
@@ -33,6 +34,17 @@ func TestInspectorNamesWhoKeepsTheWriteLock(t *testing.T) {
 	}
 	if d := inspect(t, path); len(d.Locks) != 0 || d.ReadOnly || d.Free == 0 || d.WAL == 0 || d.Endpoint != want {
 		t.Errorf("at rest: %+v", d)
+	}
+	backup, err := os.Open(path) // that locks the file in a way that is nothing to SQLite
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer backup.Close()
+	if err := syscall.Flock(int(backup.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if d := inspect(t, path); len(d.Locks) != 0 {
+		t.Errorf("beside a flock: %+v", d)
 	}
 	tx, err := s.DB().BeginTx(t.Context(), nil) // immediate
 	if err != nil {
