@@ -104,27 +104,33 @@ func findReaders(ctx context.Context, pids []int, of []opscore.ProcessFacts) {
 	}
 	hidden := false
 	for _, pid := range pids {
-		if hidden = hidden || ctx.Err() != nil; ctx.Err() != nil {
+		if ctx.Err() != nil {
+			hidden = true
 			break
 		}
-		files, err := os.ReadDir(proc(pid, "fd"))
-		hidden = hidden || errors.Is(err, os.ErrPermission)
-		for _, f := range files {
-			name, err := os.Readlink(proc(pid, "fd/"+f.Name()))
-			if pipes := ends[name]; err == nil && pipes != nil && reads(pid, f.Name()) {
-				for _, p := range pipes {
-					if !slices.Contains(p.Readers, pid) {
-						p.Readers = append(p.Readers, pid)
-					}
-				}
-			}
-		}
+		hidden = noteReader(pid, ends) || hidden
 	}
 	for _, some := range ends {
 		for _, p := range some {
 			p.Hidden = hidden && len(p.Readers) == 0
 		}
 	}
+}
+
+// noteReader adds a process to the pipes that it could read, and reports whether its files may not be seen.
+func noteReader(pid int, ends map[string][]*opscore.PipeFill) (hidden bool) {
+	files, err := os.ReadDir(proc(pid, "fd"))
+	for _, f := range files {
+		name, err := os.Readlink(proc(pid, "fd/"+f.Name()))
+		if pipes := ends[name]; err == nil && pipes != nil && reads(pid, f.Name()) {
+			for _, p := range pipes {
+				if !slices.Contains(p.Readers, pid) {
+					p.Readers = append(p.Readers, pid)
+				}
+			}
+		}
+	}
+	return errors.Is(err, os.ErrPermission)
 }
 
 // reads reports whether a file of a process is open for reading.

@@ -26,7 +26,7 @@ func writer(path string) *opscore.Backend {
 	}
 	shared, file := lockName(path+"-shm"), lockName(path)
 	for line := range strings.Lines(string(text)) {
-		f := strings.Fields(line) // number, POSIX, ADVISORY, WRITE, process, file, first byte, last byte
+		f := strings.Fields(line)                              // number, POSIX, ADVISORY, WRITE, process, file, first byte, last byte
 		if len(f) != 8 || f[1] != "POSIX" || f[3] != "WRITE" { // flock and leases do not stand in SQLite's way
 			continue
 		}

@@ -39,7 +39,7 @@ func TestInspectorNamesWhoKeepsTheWriteLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer backup.Close()
+	t.Cleanup(func() { _ = backup.Close() })
 	if err := syscall.Flock(int(backup.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
