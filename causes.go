@@ -87,6 +87,7 @@ const (
 	CauseDatabaseReadOnly    = "database_read_only"
 	CauseDatabaseFull        = "database_full"
 	CauseDatabaseStalled     = "database_stalled"
+	CauseDatabaseTimeout     = "database_timeout"
 	CauseRowLocked           = "row_locked"
 	CauseRowsLocked          = "rows_locked"
 	CauseTableLocked         = "table_locked"
@@ -538,6 +539,12 @@ var causeKinds = []CauseKind{
 		Means: "Statements on opscore's tables take far longer than they should, and no lock is the reason: commits wait for a synchronous standby that is not there, or the server is overloaded.",
 		See:   "`SELECT pid, state, wait_event_type, wait_event, query FROM pg_stat_activity WHERE state = 'active'`, `SHOW synchronous_standby_names`",
 		Fix:   "Start the standby or take it out of `synchronous_standby_names`; else look at the server's load and disk.",
+	},
+	{
+		Group: "The database", Code: CauseDatabaseTimeout, Severity: Fault, Impact: "statements are cancelled before they are done",
+		Means: "A timeout of less than a second is set for the sessions of this role: `statement_timeout`, `transaction_timeout` or `idle_in_transaction_session_timeout`.",
+		See:   "`SHOW statement_timeout`; `SELECT setrole::regrole, setdatabase, setconfig FROM pg_db_role_setting`",
+		Fix:   "Raise it to 30 s or more, or reset it: `ALTER ROLE ROLE RESET statement_timeout`, or of the database or the server.",
 	},
 	{
 		Group: "The database", Code: CauseRowLocked, Severity: Fault, Impact: "the task is not claimed, or its outcome not recorded, until the lock is gone",

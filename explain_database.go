@@ -99,6 +99,7 @@ func (v *view) stopping() (causes []Cause) {
 		causes = append(causes, because(CauseDatabaseDiskFull, "the disk of %s is full: %d bytes are free", at, d.Free).
 			with("host", "free bytes", d.Free).fix(act("free room on the disk of %s", at)))
 	}
+	causes = append(causes, v.hurried(at)...)
 	causes = append(causes, v.stalled(at)...)
 	for _, l := range d.Locks {
 		if l.Holder.Wait != commitWaits { // it ends when what it waits for is there
@@ -149,6 +150,21 @@ func (v *view) schema(at string) Cause {
 		return c.fix(up, look)
 	}
 	return about(because(CauseDatabaseSchema, "the schema of %s has version %d, and this binary wants %d", at, d.Schema, d.SchemaWanted)).fix(up)
+}
+
+// leastTime is what a statement must have: some of opscore's take hundreds of milliseconds on a busy server.
+const leastTime = time.Second
+
+// hurried says that the server ends statements before they can be done.
+func (v *view) hurried(at string) (causes []Cause) {
+	for _, s := range v.Database.Timeouts {
+		if time.Duration(s.Value) < leastTime {
+			causes = append(causes, because(CauseDatabaseTimeout, "%s ends what takes longer than %s: %s is set for its sessions", at, s.Value, s.Name).
+				with(SourcePostgres, s.Name, s.Value).
+				fix(act("raise %s, or reset it, of the role, the database or the server at %s: ALTER ROLE … RESET %s", s.Name, at, s.Name)))
+		}
+	}
+	return causes
 }
 
 // commitWaits is what a backend waits for whose commit a standby has not confirmed.

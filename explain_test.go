@@ -353,6 +353,9 @@ var explanations = []struct {
 	{opscore.CauseDatabaseReadOnly, func(f *opscore.Facts) { f.Database.Recovery = true }, []string{"standby", "true"}, "connect to the primary", nil},
 	{opscore.CauseDatabaseReadOnly, func(f *opscore.Facts) { f.Database.ReadOnly = true }, []string{"read-only"}, "unset default_transaction_read_only", nil},
 	{opscore.CauseDatabaseFull, all(storeFails, func(f *opscore.Facts) { f.Database.Connections = 100 }), []string{"100 of 100"}, "end idle connections", nil},
+	{opscore.CauseDatabaseTimeout, all(storeFails, func(f *opscore.Facts) {
+		f.Database.Timeouts = []opscore.Setting{{Name: "idle_in_transaction_session_timeout", Value: opscore.Duration(time.Minute)}, {Name: "statement_timeout", Value: opscore.Duration(time.Millisecond)}}
+	}), []string{"statement_timeout", "1ms"}, "raise statement_timeout, or reset it", nil},
 	{opscore.CauseDatabaseFull, all(storeFails, func(f *opscore.Facts) {
 		f.Database.Connections, f.Database.Crowds = 100, []opscore.Crowd{{App: "leak", User: "u", Client: "10.0.0.9", N: 90}, {User: "v", N: 2}}
 	}), []string{"leak (user u, 10.0.0.9) Value:90", "a program without a name (user v, local) Value:2"}, "end idle connections of leak (user u, 10.0.0.9)", nil},

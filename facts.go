@@ -58,6 +58,7 @@ type DatabaseFacts struct {
 	Locks        []Lock       `json:"locks,omitempty"`               // on the task's row or on opscore's tables, that somebody waits for or that stop claims
 	Idle         []Backend    `json:"idle_in_transaction,omitempty"` // whose transaction has written to opscore's tables and goes on; most are idle
 	Slow         []Backend    `json:"slow_statements,omitempty"`     // on opscore's tables
+	Timeouts     []Setting    `json:"timeouts,omitempty"`            // that end statements, or transactions, of each session
 	SyncStandbys string       `json:"sync_standbys,omitempty"`       // synchronous_standby_names: a commit waits for them
 	Standbys     []string     `json:"standbys,omitempty"`            // that are connected, with their state
 	Unseen       string       `json:"unseen,omitempty"`              // what this role may not see, and what would let it
@@ -76,6 +77,12 @@ const (
 
 // SettledAfter is how old a transaction or a statement is that is listed: a younger one is in the middle of its work.
 const SettledAfter = time.Second
+
+// Setting is one of the server's settings, as a session begins with it.
+type Setting struct {
+	Name  string   `json:"name"`
+	Value Duration `json:"value"`
+}
 
 // Crowd is how many connections to the database one program has.
 type Crowd struct {

@@ -106,7 +106,7 @@ func (l *inspection) all(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	var missing error
-	for _, part := range []func(context.Context, pgx.Tx) error{l.deployment, l.version, l.row, l.lockers, l.history} {
+	for _, part := range []func(context.Context, pgx.Tx) error{l.deployment, l.version, l.row, l.lockers, l.history, l.timeouts} {
 		err := pgx.BeginFunc(ctx, tx, func(sub pgx.Tx) error { return part(ctx, sub) }) // a savepoint
 		if ctx.Err() != nil {
 			return err
@@ -193,6 +193,18 @@ func (l *inspection) history(ctx context.Context, tx pgx.Tx) error {
 		return nil
 	}
 	return err
+}
+
+// timeouts reads what ends the statements of others; of this transaction they are set already.
+func (l *inspection) timeouts(ctx context.Context, tx pgx.Tx) error {
+	return each(ctx, tx, func(rows pgx.Rows) error {
+		var name string
+		var ms int64
+		err := rows.Scan(&name, &ms)
+		l.facts.Timeouts = append(l.facts.Timeouts, opscore.Setting{Name: name, Value: opscore.Duration(time.Duration(ms) * time.Millisecond)})
+		return err
+	}, `SELECT name, reset_val::bigint FROM pg_settings
+		WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout') AND reset_val <> '0' ORDER BY name`)
 }
 
 func (l *inspection) version(ctx context.Context, tx pgx.Tx) error {

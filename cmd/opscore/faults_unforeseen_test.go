@@ -40,19 +40,20 @@ func unforeseen() []play {
 		{name: "U20 no synchronous standby", on: onOwnPostgres, act: noStandby},
 		{name: "U21 worker may not write", on: onPostgres, act: mayNotWrite},
 		{name: "U22 a trigger refuses", on: onPostgres, act: triggerRefuses},
-		{name: "U23 connections used up", on: onSmallPostgres, act: connectionsUsedUp},
+		{name: "U23 connections used up", fast: true, on: onSmallPostgres, act: connectionsUsedUp},
 		{name: "U24 role may not log in", on: onOwnPostgres, act: mayNotLogIn},
 		{name: "U25 schema renamed", on: onOwnPostgres, act: schemaRenamed},
-		{name: "U26 schema of a newer binary", on: onPostgres, act: schemaNewer},
+		{name: "U26 schema of a newer binary", fast: true, on: onPostgres, act: schemaNewer},
 		{name: "U27 worker cut off from the database", on: onPostgres, act: cutOffFromDatabase},
-		{name: "U28 worker of another schema", on: onPostgres, act: anotherSchema},
+		{name: "U28 worker of another schema", fast: true, on: onPostgres, act: anotherSchema},
 		{name: "U29 database frozen", on: onOwnPostgres, act: databaseFrozen},
-		{name: "U40 database file replaced", on: onEmbedded, act: fileReplaced},
-		{name: "U41 database file locked", on: onEmbedded, act: fileLocked},
-		{name: "U50 worker draining", on: onEmbedded, act: workerDraining},
+		{name: "U30 statements are cut off", fast: true, on: onOwnPostgres, act: statementsCutOff},
+		{name: "U40 database file replaced", fast: true, on: onEmbedded, act: fileReplaced},
+		{name: "U41 database file locked", fast: true, on: onEmbedded, act: fileLocked},
+		{name: "U50 worker draining", fast: true, on: onEmbedded, act: workerDraining},
 		{name: "U51 only worker killed", on: onPostgres, act: onlyWorkerKilled},
 		{name: "U52 worker without file descriptors", on: onEmbedded, act: noDescriptors},
-		{name: "U53 queue in capitals", on: onEmbedded, act: queueInCapitals},
+		{name: "U53 queue in capitals", fast: true, on: onEmbedded, act: queueInCapitals},
 	}
 }
 
@@ -363,6 +364,20 @@ func anotherSchema(s *scene) want {
 		codes: []string{opscore.CauseWorkerUnregistered, opscore.CauseNoWorker}, evidence: []string{w.pid(), "staging"}, remedy: byOperator,
 		names: []string{"process " + w.pid()},
 		undo:  func() { s.worker() },
+	}
+}
+
+// statementsCutOff: somebody meant well with a timeout for all that the role does, in milliseconds.
+func statementsCutOff(s *scene) want {
+	set := func(how string) {
+		_, err := s.watcher().Exec(s.Context(), how)
+		s.must(err)
+	}
+	s.busy(4)
+	set("ALTER ROLE postgres SET statement_timeout = 2")
+	return want{
+		codes: []string{opscore.CauseDatabaseTimeout}, evidence: []string{"statement_timeout", "2ms"}, remedy: byOperator, names: []string{"statement_timeout"},
+		undo: func() { set("ALTER ROLE postgres RESET statement_timeout") },
 	}
 }
 
