@@ -192,6 +192,7 @@ var explanations = []struct {
 	{opscore.CauseSlotsBusy, all(busy, inFront(7, 0, 2)), []string{"2 of 2"}, "", []string{opscore.CauseBehindOthers}},
 	{opscore.CauseBehindOthers, inFront(7, 0, 2), []string{"number 8 in line", "4s"}, "", nil},
 	{opscore.CauseStarved, inFront(700, 50, 20), []string{"number 701", "50/s", "20/s"}, "start more workers that listen to queue q", nil},
+	{opscore.CauseBehindOthers, all(inFront(7, 0, 2.0/60), func(f *opscore.Facts) { f.Task.RunAt = ago(2 * time.Second) }), []string{"number 8 in line [{"}, "", nil},
 	{opscore.CauseBehindOthers, all(inFront(700, 50, 20), func(f *opscore.Facts) { // they came at once
 		f.Queues[0].Lines[1].FirstCame = f.Queues[0].Lines[1].LastCame
 	}), []string{"number 701"}, "", nil},

@@ -324,7 +324,13 @@ func (v *view) busy(fit []WorkerInfo) Cause {
 		}
 	}
 	slices.SortFunc(runs, func(a, b RunState) int { return a.StartedAt.Compare(b.StartedAt) })
-	text := fmt.Sprintf("all %d slots of the %s that take it are taken", slots, countOf(len(fit), "worker"))
+	text := fmt.Sprintf("all %d slots of the %d workers that take it are taken", slots, len(fit))
+	switch {
+	case slots == 1:
+		text = "the only slot of the only worker that takes it is taken"
+	case len(fit) == 1:
+		text = fmt.Sprintf("all %d slots of the only worker that takes it are taken", slots)
+	}
 	if len(runs) > 0 {
 		text += fmt.Sprintf("; the longest has been running for %s: task %s (%s)", v.ago(runs[0].StartedAt), runs[0].Task, runs[0].Actor)
 	}
@@ -334,6 +340,9 @@ func (v *view) busy(fit []WorkerInfo) Cause {
 	}
 	return c
 }
+
+// fewCompleted is the rate below which a minute tells nothing of the next.
+const fewCompleted = 3 / float64(RatesOver/time.Second)
 
 // aWhile tells a stream of tasks from a heap that came at once.
 const aWhile = 5 * time.Second
@@ -368,7 +377,7 @@ func (v *view) behind(w *WorkerInfo, t *Task, ahead Tally) []Cause {
 	}
 	text := fmt.Sprintf("task %s is number %s in line", t.ID, place)
 	c := because(CauseBehindOthers, "%s", text)
-	if rate := completing - arriving; rate > 0 && !ahead.More {
+	if rate := completing - arriving; rate > 0 && completing >= fewCompleted && !ahead.More {
 		eta := time.Duration(float64(ahead.N+1) / rate * float64(time.Second))
 		c = because(CauseBehindOthers, "%s; at %.3g completed per second it starts in about %s", text, completing, brief(eta)).next(v.At.Add(eta))
 	}
