@@ -558,6 +558,14 @@ func TestExamineNamesWhatWouldStopTasksFirst(t *testing.T) {
 			}),
 			[]string{opscore.CauseNoWorker, opscore.CauseQueuePaused},
 		},
+		{
+			all(inFront(700, 50, 20), func(f *opscore.Facts) {
+				l := &f.Queues[0].Lines
+				(*l)[0].Oldest = ago(time.Minute)
+				slices.Reverse(*l)
+			}),
+			[]string{opscore.CauseStarved},
+		},
 		{all(idle, starting(time.Minute)), []string{opscore.CauseWorkerNotReady}},
 		{all(idle, starting(time.Second)), nil},
 		{all(idle, worker(func(w *opscore.WorkerInfo) { w.State = opscore.WorkerDraining })), nil},

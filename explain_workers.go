@@ -347,22 +347,49 @@ const fewCompleted = 3 / float64(RatesOver/time.Second)
 // aWhile tells a stream of tasks from a heap that came at once.
 const aWhile = 5 * time.Second
 
-// behind says how long the line is, and whether it can come to its end.
-func (v *view) behind(w *WorkerInfo, t *Task, ahead Tally) []Cause {
-	var arriving, completing float64
-	goesOn := false
+// flow is how fast more urgent tasks come to the lines that a worker takes from, whether they go on to, and how fast any are completed.
+func (v *view) flow(w *WorkerInfo, priority int) (arriving, completing float64, goesOn bool) {
 	for _, s := range v.Queues {
 		for _, l := range s.Lines {
 			if !w.Takes(l.Queue, l.Actor) {
 				continue
 			}
 			completing += l.Completing
-			if l.Priority > t.Priority {
+			if l.Priority > priority {
 				arriving += l.Arriving
 				goesOn = goesOn || l.LastCame.Sub(l.FirstCame) >= aWhile && v.At.Sub(l.LastCame) <= aWhile
 			}
 		}
 	}
+	return arriving, completing, goesOn
+}
+
+// starving names the lines of a queue whose tasks never start, since more urgent ones come faster than any are completed.
+func (v *view) starving(s Standing) (causes []Cause) {
+	for i, l := range s.Lines { // the most urgent first
+		fit, _ := v.crewFor(s.Queue, l.Actor)
+		if l.Due.N == 0 || len(fit) == 0 || v.At.Sub(l.Oldest) < aWhile {
+			continue
+		}
+		var higher Tally
+		for _, above := range s.Lines[:i] {
+			if above.Priority > l.Priority && fit[0].Takes(s.Queue, above.Actor) {
+				higher = higher.plus(above.Due)
+			}
+		}
+		arriving, completing, goesOn := v.flow(&fit[0], l.Priority)
+		if goesOn && completing > 0 && arriving >= completing && higher.N > fit[0].Slots {
+			causes = append(causes, because(CauseStarved, "in queue %s, tasks of actor %s with priority %d wait since %s: more urgent ones come faster (%.3g/s) than any are completed (%.3g/s)",
+				s.Queue, l.Actor, l.Priority, moment(l.Oldest), arriving, completing).since(l.Oldest).with(SourceStore, "due", l.Due).with(SourceStore, "more urgent", higher).
+				fix(safe(act("start more workers that listen to queue %s and have actor %s", s.Queue, l.Actor)), act("submit fewer tasks of a priority above %d", l.Priority)))
+		}
+	}
+	return causes
+}
+
+// behind says how long the line is, and whether it can come to its end.
+func (v *view) behind(w *WorkerInfo, t *Task, ahead Tally) []Cause {
+	arriving, completing, goesOn := v.flow(w, t.Priority)
 	rates := func(c Cause) Cause {
 		return c.since(t.RunAt).with(SourceStore, "ahead", ahead).with(SourceStore, "completed per second", fmt.Sprintf("%.3g", completing)).
 			with(SourceStore, "more urgent ones arriving per second", fmt.Sprintf("%.3g", arriving))
@@ -460,6 +487,9 @@ func (v *view) examineWorkers() (causes []Cause) {
 // examineQueue says what keeps the tasks of a queue from starting.
 func (v *view) examineQueue(s Standing) (causes []Cause) {
 	causes = append(v.paused(s.Queue), v.unheard(s)...)
+	if s.Paused == nil {
+		causes = append(causes, v.starving(s)...)
+	}
 	var actors []string
 	due, scheduled := map[string]Tally{}, map[string]Tally{}
 	for _, l := range s.Lines {
