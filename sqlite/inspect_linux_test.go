@@ -31,7 +31,7 @@ func TestInspectorNamesWhoKeepsTheWriteLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := inspect(t, path); len(d.Locks) != 0 || d.ReadOnly || d.Free == 0 || d.WAL == 0 || d.Endpoint != want {
+	if d := inspect(t, path); len(d.Locks) != 0 || d.ReadOnly || d.Free == nil || *d.Free == 0 || d.WAL == 0 || d.Endpoint != want {
 		t.Errorf("at rest: %+v", d)
 	}
 	tx, err := s.DB().BeginTx(t.Context(), nil) // immediate
