@@ -66,11 +66,11 @@ func readSchema(ctx context.Context, path string, d *opscore.DatabaseFacts) erro
 		return err
 	}
 	st, err := readStatus(ctx, path, versionWithin)
-	if err == nil {
+	switch {
+	case err == nil:
 		d.Schema, d.SchemaWanted = st.Current, st.Target
-	}
-	if sqliteCode(err) == lib.SQLITE_BUSY || ctx.Err() != nil {
-		return nil
+	case sqliteCode(err) == lib.SQLITE_BUSY || ctx.Err() != nil:
+		err = nil
 	}
 	return err
 }

@@ -20,6 +20,12 @@ func inspect(t *testing.T, path string) *opscore.DatabaseFacts {
 	return f.Database
 }
 
+func TestThatNobodySaysWhatIsFreeIsNotAFullDisk(t *testing.T) {
+	if n := sqlite.FreeBytes(filepath.Join(t.TempDir(), "missing")); n != nil {
+		t.Errorf("%d bytes are free", *n)
+	}
+}
+
 func TestInspectorNamesWhoKeepsTheWriteLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "opscore.db")
 	s, err := sqlite.Open(path)

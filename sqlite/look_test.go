@@ -179,28 +179,18 @@ func TestLookingAtWhatADeadProcessLeft(t *testing.T) {
 }
 
 func TestWhatIsReadAtRestIsNotMixedWithWhatIsWrittenMeanwhile(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "opscore.db")
-	id := made(t, path)
-	for what, write := range map[string]func() error{
-		"open": func() error {
-			openAt(t, path)
-			return nil
-		},
-		"closed again": func() error {
-			made(t, path)
-			return nil
-		},
-		"removed": func() error { return os.Remove(path) },
+	for what, change := range map[string]func(path string){
+		"open":         func(path string) { openAt(t, path) },
+		"closed again": func(path string) { made(t, path) },
+		"removed":      func(path string) { _ = os.Remove(path) },
 	} {
-		path = filepath.Join(t.TempDir(), "opscore.db")
-		id = made(t, path)
+		path := filepath.Join(t.TempDir(), "opscore.db")
+		id := made(t, path)
 		s, err := sqlite.Look(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := write(); err != nil {
-			t.Fatal(err)
-		}
+		change(path)
 		if _, err := (&opscore.Client{Store: s}).Get(t.Context(), id); !errors.Is(err, opscore.ErrUnavailable) {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -290,8 +280,6 @@ func TestAFileOfOthersIsNotLookedIntoAndNotChanged(t *testing.T) {
 	}
 }
 
-const doctorWaits = time.Second
-
 // TestTheInspectorDoesNotWaitForAFileThatIsLockedForReaders: what it knows of locks would come too late.
 func TestTheInspectorDoesNotWaitForAFileThatIsLockedForReaders(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "some.db")
@@ -306,7 +294,7 @@ func TestTheInspectorDoesNotWaitForAFileThatIsLockedForReaders(t *testing.T) {
 	}
 	began := time.Now()
 	f, err := (sqlite.Inspector{Path: path}).Gather(t.Context(), &opscore.Facts{})
-	if d := f.Database; err != nil || d.Reached != opscore.DatabaseOpen || d.SchemaWanted != 0 || time.Since(began) > doctorWaits {
+	if d := f.Database; err != nil || d.Reached != opscore.DatabaseOpen || d.SchemaWanted != 0 || time.Since(began) > time.Second {
 		t.Errorf("facts = %+v, %v after %s", d, err, time.Since(began))
 	}
 }
