@@ -500,15 +500,15 @@ var causeKinds = []CauseKind{
 	},
 	{
 		Group: "The database", Code: CauseDatabaseRefused, Severity: Fault, Impact: "what connects anew cannot",
-		Means: "The database server answers, and does not let us in. The evidence has its code and its words.",
-		See:   "`psql \"$OPSCORE_DATABASE_URL\" -c 'SELECT 1'`",
-		Fix:   "What the words say: the user, its password, the database's name, `pg_hba.conf`.",
+		Means: "The database server answers, and does not let us in; or the database's file is there, and cannot be used: it is no database, is damaged, or lies where others could replace it. The evidence has the code and the words.",
+		See:   "`psql \"$OPSCORE_DATABASE_URL\" -c 'SELECT 1'`; of a file, `ls -ld` of it and its directory, `sqlite3 FILE .tables`",
+		Fix:   "What the words say: the user, its password, the database's name, `pg_hba.conf`; of a file, the path, its permissions, or a backup.",
 	},
 	{
 		Group: "The database", Code: CauseDatabaseSchema, Severity: Fault, Impact: "nothing works that needs what is missing",
 		Means: "The schema in the database is not the one that this binary wants.",
 		See:   "`opscore migrate status`",
-		Fix:   "`opscore migrate up`, or use the binary that the schema is for. If there is no schema at all, compare the database with the submitter's first: `opscore config show`.",
+		Fix:   "`opscore migrate up`, or use the binary that the schema is for; so does any worker or submit on a file. If there is no schema at all, compare the database with the submitter's first: `opscore config show`.",
 	},
 	{
 		Group: "The database", Code: CauseDatabaseDiskFull, Severity: Fault, Impact: "nothing is submitted or recorded",
@@ -518,8 +518,8 @@ var causeKinds = []CauseKind{
 	},
 	{
 		Group: "The database", Code: CauseDatabaseSilent, Severity: Fault, Impact: "tasks are not claimed or recorded as long as it lasts",
-		Means: "The database takes connections, but did not answer what the store asked within a second.",
-		See:   "`SELECT pid, state, wait_event_type, query FROM pg_stat_activity`",
+		Means: "The database takes connections, or its file is there, but what the store asked was not answered within a second.",
+		See:   "`SELECT pid, state, wait_event_type, query FROM pg_stat_activity`; of a file, `lsof FILE`",
 		Fix:   "Look at its load and locks.",
 	},
 	{

@@ -8,8 +8,11 @@ import (
 	"time"
 )
 
-// SourcePostgres is the name of PostgreSQL's catalogs among the sources of facts.
-const SourcePostgres = "postgres"
+// The names among the sources of facts of PostgreSQL's catalogs, and of the file of the embedded tier.
+const (
+	SourcePostgres = "postgres"
+	SourceSQLite   = "sqlite"
+)
 
 // silence says why the store did not answer, as far as the database itself says.
 func (v *view) silence() []Cause {
@@ -20,6 +23,8 @@ func (v *view) silence() []Cause {
 	at := cmp.Or(a.At, v.Store.String(), "its address")
 	about := func(c Cause) Cause { return c.with(SourceStore, "error", a.Err).with(SourceStore, "address", at) }
 	switch d := v.Database; {
+	case v.isFile():
+		return v.fileSilence(a, at)
 	case d == nil:
 		c := about(because(CauseDatabaseUnreachable, "the database at %s does not answer: %s", at, a.Err))
 		if catalogs, asked := v.asked(SourcePostgres); asked && catalogs.Err != "" {
@@ -40,6 +45,47 @@ func (v *view) silence() []Cause {
 
 // open reports whether a fresh connection got to its end.
 func (d *DatabaseFacts) open() bool { return d.Reached == DatabaseOpen || d.Reached == "" }
+
+// otherSchema reports whether the schema is known not to be the one that this binary wants.
+func (d *DatabaseFacts) otherSchema() bool { return d.SchemaWanted > 0 && d.Schema != d.SchemaWanted }
+
+// isFile reports whether the database is a file of the embedded tier.
+func (v *view) isFile() bool {
+	_, asked := v.asked(SourceSQLite)
+	return asked || v.Database != nil && v.Database.Endpoint.Kind == SourceSQLite
+}
+
+// catalogs is the source that tells of the database itself.
+func (v *view) catalogs() string {
+	if v.isFile() {
+		return SourceSQLite
+	}
+	return SourcePostgres
+}
+
+// fileSilence says why the store did not answer from the file at path.
+func (v *view) fileSilence(store Asked, path string) []Cause {
+	d := v.Database
+	c := because(CauseDatabaseRefused, "the database file %s cannot be used: %s", path, store.Err).fix(act("mend what the error says of %s", path))
+	switch {
+	case d != nil && d.Reached == DatabaseNone:
+		c = because(CauseDatabaseUnreachable, "there is no database file %s: %s", path, d.Err).
+			fix(safe(act("compare %s with where the submitter's tasks are (opscore config show), or put the file back", path)))
+	case d != nil && d.open() && d.otherSchema():
+		return nil // said better by what the file itself says
+	case !store.Late: // the store has looked into it further than anybody else
+	case d != nil && d.open() && len(v.stopping()) > 0:
+		return nil
+	case d == nil || d.open():
+		c = because(CauseDatabaseSilent, "what the store asked of the database file %s was not answered: %s", path, store.Err).
+			fix(act("look which processes have %s open, and at the load of its disk", path))
+	}
+	c = c.with(SourceStore, "error", store.Err).with(SourceStore, "address", path)
+	if d != nil && d.Err != "" {
+		c = c.with(SourceSQLite, "error", d.Err)
+	}
+	return []Cause{c}
+}
 
 // PostgreSQL's codes for a server that has no connection left, and for one that is not there yet, or not any more.
 const (
@@ -92,12 +138,12 @@ func (v *view) stopping() (causes []Cause) {
 	if d.Limit > 0 && d.Connections >= d.Limit {
 		causes = append(causes, v.full(at, cmp.Or(d.LimitOf, "server")))
 	}
-	if d.SchemaWanted > 0 && d.Schema != d.SchemaWanted {
+	if d.otherSchema() {
 		causes = append(causes, v.schema(at))
 	}
-	if d.Endpoint.Kind == "sqlite" && d.Free < leastFree {
-		causes = append(causes, because(CauseDatabaseDiskFull, "the disk of %s is full: %d bytes are free", at, d.Free).
-			with("host", "free bytes", d.Free).fix(act("free room on the disk of %s", at)))
+	if d.Free != nil && *d.Free < leastFree {
+		causes = append(causes, because(CauseDatabaseDiskFull, "the disk of %s is full: %d bytes are free", at, *d.Free).
+			with("host", "free bytes", *d.Free).fix(act("free room on the disk of %s", at)))
 	}
 	causes = append(causes, v.hurried(at)...)
 	causes = append(causes, v.stalled(at)...)
@@ -133,7 +179,7 @@ func (c *Crowd) name() string {
 func (v *view) schema(at string) Cause {
 	d := v.Database
 	about := func(c Cause) Cause {
-		return c.with(SourcePostgres, "schema version", d.Schema).with(SourcePostgres, "wanted", d.SchemaWanted).with(SourcePostgres, "looked in", at)
+		return c.with(v.catalogs(), "schema version", d.Schema).with(v.catalogs(), "wanted", d.SchemaWanted).with(v.catalogs(), "looked in", at)
 	}
 	up := command("opscore migrate up")
 	switch {
@@ -142,6 +188,9 @@ func (v *view) schema(at string) Cause {
 			fix(safe(act("use the newer opscore that the schema of %s was made by", at)))
 	case d.Schema == 0:
 		c := about(because(CauseDatabaseSchema, "%s has no tables of opscore", at))
+		if v.isFile() { // up would make them in whatever file it is: first make sure
+			return c.fix(safe(act("compare %s with where the submitter's tasks are (opscore config show)", at)), up)
+		}
 		look := safe(act("compare %s with where the submitter's tasks are (opscore config show): schema %s is not there, or was dropped or renamed",
 			at, d.Endpoint.Name[strings.LastIndex(d.Endpoint.Name, "/")+1:]))
 		if v.ID != (ID{}) { // somebody has submitted it somewhere
@@ -208,7 +257,7 @@ func (v *view) readOnly(at string) Cause {
 	case d.Recovery:
 		return because(CauseDatabaseReadOnly, "%s takes no writes: it is a standby (in recovery)", at).with(SourcePostgres, "pg_is_in_recovery", d.Recovery).
 			fix(act("connect to the primary instead of %s, or promote it", at))
-	case d.Endpoint.Kind == "sqlite":
+	case v.isFile():
 		return because(CauseDatabaseReadOnly, "%s cannot be written: %s", at, by).with("host", "read-only", by).
 			fix(act("make the file %s writable, and its directory", at))
 	}
@@ -244,7 +293,7 @@ func (v *view) lock(l Lock) Cause {
 
 // told is who tells of the database's connections: its catalogs, or of a file this host.
 func (v *view) told() string {
-	if v.Database.Endpoint.Kind == "sqlite" {
+	if v.isFile() {
 		return "host"
 	}
 	return SourcePostgres
@@ -264,7 +313,7 @@ func (v *view) aboutBackend(c Cause, b Backend) Cause {
 		with(v.told(), "application", b.App).with(v.told(), "client", b.Client).with(v.told(), "query", b.Query)
 	const run = `psql "${OPSCORE_DATABASE_URL:?}" -c `
 	switch {
-	case v.Database.Endpoint.Kind == "sqlite":
+	case v.isFile():
 		return c.fix(act("let process %d on this host end its transaction, or end it", b.PID))
 	case b.Prepared != "":
 		return c.with(v.told(), "prepared transaction", b.Prepared).

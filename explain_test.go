@@ -390,9 +390,22 @@ var explanations = []struct {
 		f.Database.Endpoint = opscore.Endpoint{Kind: "postgres", Address: "db:5432", Name: "shop/tasks"}
 		f.Database.Schema, f.Database.SchemaWanted = 0, 5
 	}), []string{"db:5432/shop/tasks"}, "compare db:5432/shop/tasks with where the submitter's tasks are", nil},
-	{opscore.CauseDatabaseDiskFull, func(f *opscore.Facts) { f.Database.Endpoint = opscore.Endpoint{Kind: "sqlite", Name: "/srv/tasks.db"} }, []string{"/srv/tasks.db"}, "free room on the disk", nil},
+	{opscore.CauseDatabaseSchema, onFile(4, 5, "older"), []string{"/srv/tasks.db has version 4", "wants 5", "Source:sqlite Fact:schema version"}, "opscore migrate up", nil},
+	{opscore.CauseDatabaseSchema, onFile(6, 5, "newer"), []string{"/srv/tasks.db has version 6", "only up to 5"}, "use the newer opscore", nil},
+	{opscore.CauseDatabaseSchema, onFile(0, 5, "no tables"), []string{"/srv/tasks.db has no tables of opscore"}, "compare /srv/tasks.db with where", nil},
+	{opscore.CauseDatabaseRefused, onFile(5, 5, "the file is damaged"), []string{"/srv/tasks.db cannot be used: the file is damaged"}, "mend what the error says of /srv/tasks.db", nil},
+	{opscore.CauseDatabaseRefused, all(onFile(0, 0, "it is a directory"), func(f *opscore.Facts) {
+		f.Database.Reached, f.Database.Err = opscore.DatabaseRefused, "it is no regular file"
+	}), []string{"/srv/tasks.db", "it is a directory", "it is no regular file"}, "mend what the error says of /srv/tasks.db", nil},
+	{opscore.CauseDatabaseRefused, all(onFile(0, 0, "it is a directory"), func(f *opscore.Facts) { f.Database = nil }), []string{"it is a directory"}, "mend what the error says of /srv/tasks.db", nil},
+	{opscore.CauseDatabaseUnreachable, all(onFile(0, 0, "no such file"), func(f *opscore.Facts) {
+		f.Database.Reached, f.Database.Err = opscore.DatabaseNone, "no such file"
+	}), []string{"there is no database file /srv/tasks.db"}, "compare /srv/tasks.db with where", nil},
+	{opscore.CauseDatabaseSilent, all(onFile(5, 5, "no answer within 1s"), func(f *opscore.Facts) { f.Sources[0].Late = true }), []string{"/srv/tasks.db", "no answer within 1s"}, "look which processes have /srv/tasks.db open", nil},
+	{opscore.CauseDatabaseDiskFull, all(onFile(5, 5, ""), func(f *opscore.Facts) { f.Database.Free = new(int64) }), []string{"/srv/tasks.db", "0 bytes"}, "free room on the disk", nil},
+	{opscore.CauseReady, onFile(5, 5, ""), nil, "", nil}, // what is free is not known
 	{opscore.CauseTableLocked, func(f *opscore.Facts) {
-		f.Database.Endpoint, f.Database.Free = opscore.Endpoint{Kind: "sqlite", Name: "/srv/tasks.db"}, 1<<30
+		f.Database.Endpoint, f.Database.Free = opscore.Endpoint{Kind: "sqlite", Name: "/srv/tasks.db"}, new(int64(1<<30))
 		f.Database.Locks = []opscore.Lock{{On: "file", Mode: "write", Holder: opscore.Backend{PID: 99, App: "backup", State: "T"}}}
 	}, []string{"99", "backup"}, "let process 99 on this host end its transaction", nil},
 	{opscore.CauseTableLocked, func(f *opscore.Facts) {
@@ -426,6 +439,20 @@ func vhostRefused(words string) func(*opscore.Facts) {
 
 func storeFails(f *opscore.Facts) {
 	f.Sources[0].Err, f.Task, f.Queues, f.Workers, f.Store = "connection refused", nil, nil, nil, opscore.Endpoint{}
+}
+
+// onFile is the embedded tier: the schema of its file, the one that is wanted, and what the store says instead of an answer.
+func onFile(schema, wanted int64, says string) func(*opscore.Facts) {
+	return func(f *opscore.Facts) {
+		if says != "" {
+			storeFails(f)
+		}
+		f.Sources = []opscore.Asked{{Source: "store", At: "/srv/tasks.db", Err: says}, {Source: "sqlite"}, {Source: "host"}}
+		f.Database = &opscore.DatabaseFacts{
+			Endpoint: opscore.Endpoint{Kind: "sqlite", Name: "/srv/tasks.db"}, Reached: opscore.DatabaseOpen, Schema: schema, SchemaWanted: wanted,
+		}
+		f.Broker = nil
+	}
 }
 
 func TestExplainNamesTheCauseTheEvidenceAndTheRemedy(t *testing.T) {

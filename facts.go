@@ -29,10 +29,11 @@ type Facts struct {
 
 // Asked is one source of facts and what became of the question.
 type Asked struct {
-	Source string   `json:"source"`       // store, postgres, rabbitmq, management, host
+	Source string   `json:"source"`       // store, postgres, sqlite, rabbitmq, management, host
 	At     string   `json:"at,omitempty"` // its address, without secrets
 	Took   Duration `json:"took"`
 	Err    string   `json:"error,omitempty"` // it did not answer, or not everything
+	Late   bool     `json:"late,omitempty"`  // because its time was up
 }
 
 // DatabaseFacts is what the database server says about itself and about those that wait in it.
@@ -53,7 +54,7 @@ type DatabaseFacts struct {
 	Crowds       []Crowd      `json:"crowds,omitempty"`              // who has most of the connections, if none is left
 	Schema       int64        `json:"schema_version,omitempty"`      // 0 if it has none
 	SchemaWanted int64        `json:"schema_wanted,omitempty"`       // by this binary
-	Free         int64        `json:"free_bytes,omitempty"`          // where a file is
+	Free         *int64       `json:"free_bytes,omitempty"`          // where a file is; nil if it is not known
 	WAL          int64        `json:"wal_bytes,omitempty"`           // of a file
 	Locks        []Lock       `json:"locks,omitempty"`               // on the task's row or on opscore's tables, that somebody waits for or that stop claims
 	Idle         []Backend    `json:"idle_in_transaction,omitempty"` // whose transaction has written to opscore's tables and goes on; most are idle
@@ -71,7 +72,7 @@ type DatabaseStep string
 const (
 	DatabaseNone    DatabaseStep = "none"    // no TCP connection, or no such file
 	DatabaseTCP     DatabaseStep = "tcp"     // but no answer: frozen, overloaded, or no PostgreSQL
-	DatabaseRefused DatabaseStep = "refused" // the server answers, and does not let us in; SQLState says why
+	DatabaseRefused DatabaseStep = "refused" // the server answers, and does not let us in; SQLState says why. Of a file: it is there, and is no database that is used
 	DatabaseOpen    DatabaseStep = "open"
 )
 

@@ -2,6 +2,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -92,23 +93,21 @@ func (s Source) ask(ctx context.Context, known opscore.Facts) opscore.Facts {
 		case <-late.C:
 		}
 	}
-	return s.signed(a.facts, a.err, time.Since(began))
+	return s.signed(a.facts, a.err, ctx.Err() != nil, time.Since(began))
 }
 
 // signed adds the source to those of an answer, unless it has done so itself.
-func (s Source) signed(f opscore.Facts, err error, took time.Duration) opscore.Facts {
+func (s Source) signed(f opscore.Facts, err error, late bool, took time.Duration) opscore.Facts {
 	asked := opscore.Asked{Source: s.Name, At: s.At, Took: opscore.Duration(took.Round(100 * time.Microsecond))}
 	if err != nil {
-		asked.Err = err.Error()
+		asked.Err, asked.Late = err.Error(), late
 	}
 	for i := range f.Sources {
 		if own := &f.Sources[i]; own.Source == s.Name {
 			if own.At == "" {
 				own.At = s.At
 			}
-			if own.Err == "" {
-				own.Err = asked.Err
-			}
+			own.Err, own.Late = cmp.Or(own.Err, asked.Err), asked.Late
 			return f
 		}
 	}

@@ -121,6 +121,9 @@ func TestAStoreThatHangsIsNotWaitedFor(t *testing.T) {
 		if took := time.Since(began); took > doctor.InAll || known != id {
 			t.Errorf("it took %s, the host was asked for %s", took, known)
 		}
+		if !source(f, "store").Late || source(f, "host").Late {
+			t.Errorf("the wrong one is late: %+v", f.Sources)
+		}
 		causes := opscore.Explain(f)
 		if got := codes(causes); !slices.Equal(got, []string{opscore.CauseDatabaseUnreachable, opscore.CauseSourceSilent}) {
 			t.Errorf("causes = %v", got)

@@ -164,7 +164,11 @@ func (s *Store) read(ctx context.Context, what string, do func(*conn) error) err
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	if err := do(s.r); err != nil {
+	err := do(s.r)
+	if err == nil {
+		err = s.undisturbed()
+	}
+	if err != nil {
 		return unavailable(what, err)
 	}
 	return nil

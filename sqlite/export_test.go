@@ -5,6 +5,9 @@ import (
 	"fmt"
 )
 
+// FreeBytes is what the inspector asks for.
+var FreeBytes = freeBytes
+
 // LimitPages makes SQLite report a full disk once the file has this many pages.
 func (s *Store) LimitPages(n int) error {
 	var got int

@@ -15,6 +15,36 @@ func prepareFile(path string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
+	if err := checkDir(dir); err != nil {
+		return err
+	}
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	}
+	if err != nil {
+		return err
+	}
+	return regular(path, info.Mode())
+}
+
+// checkFile makes sure of the same and creates nothing.
+func checkFile(path string) error {
+	if err := checkDir(filepath.Dir(path)); err != nil {
+		return err
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	return regular(path, info.Mode())
+}
+
+func checkDir(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {
 		return err
@@ -27,18 +57,15 @@ func prepareFile(path string) error {
 	} else if name != "" {
 		return fmt.Errorf("directory %s is on a network file system (%s), where SQLite's locks do not hold; choose a local disk", dir, name)
 	}
-	info, err = os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-		if err != nil {
-			return err
-		}
-		return f.Close()
-	}
-	if err != nil {
-		return err
-	}
-	return regular(path, info.Mode())
+	return nil
+}
+
+// atRest reports whether all that is in a database is in its one file: who closes it as the last one removes the log, and who is done with a write outside WAL
+// mode the journal.
+func atRest(path string) bool {
+	_, err := os.Lstat(path + "-wal")
+	_, err2 := os.Lstat(path + "-journal")
+	return errors.Is(err, fs.ErrNotExist) && errors.Is(err2, fs.ErrNotExist)
 }
 
 func regular(path string, m fs.FileMode) error {

@@ -2,15 +2,19 @@ package sqlite
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
+	lib "modernc.org/sqlite/lib"
+
 	"github.com/opscore/opscore"
 )
 
-// Inspector looks at a SQLite file from outside, without opening it: SQLite's locks belong to the process, and whoever closes a file loses
-// those that it has on it.
+// Inspector looks at a SQLite file from outside. It opens it by SQLite only, and only to read the version of the schema: SQLite's locks belong to the
+// process, and whoever else closes a file loses those that the process has on it.
 type Inspector struct{ Path string }
 
 // A write lock that somebody holds for longer, while nothing is written, is no commit under way.
@@ -19,8 +23,11 @@ const (
 	lookEvery  = 25 * time.Millisecond
 )
 
-// Gather returns what the system knows about the file: whether it can be written to, what space is left, and, on Linux, which process has kept the write lock
-// for half a second without writing. It waits that long only if there is one.
+// versionWithin is how long it waits for the version of a file that is locked even for those that read.
+const versionWithin = 100 * time.Millisecond
+
+// Gather returns what is known about the file: whether it is one of opscore's and of which version, whether it can be written to, what space is left, and, on
+// Linux, which process has kept the write lock for half a second without writing. It waits that long only if there is one.
 func (i Inspector) Gather(ctx context.Context, _ *opscore.Facts) (opscore.Facts, error) {
 	d := &opscore.DatabaseFacts{Reached: opscore.DatabaseNone}
 	facts := opscore.Facts{Database: d}
@@ -30,11 +37,18 @@ func (i Inspector) Gather(ctx context.Context, _ *opscore.Facts) (opscore.Facts,
 	}
 	d.Endpoint = opscore.Endpoint{Kind: "sqlite", Name: path}
 	info, err := os.Stat(path)
+	if err == nil {
+		d.Endpoint.Instance = inode(info)
+		err = readSchema(ctx, path, d)
+	}
 	if err != nil {
 		d.Err = err.Error()
+		if !errors.Is(err, fs.ErrNotExist) {
+			d.Reached = opscore.DatabaseRefused
+		}
 		return facts, unavailable("inspect the database", err)
 	}
-	d.Reached, d.Endpoint.Instance = opscore.DatabaseOpen, inode(info)
+	d.Reached = opscore.DatabaseOpen
 	d.WAL = wal(path).size
 	d.Free = freeBytes(filepath.Dir(path))
 	d.ReadOnlyBy = readOnly(path)
@@ -43,6 +57,22 @@ func (i Inspector) Gather(ctx context.Context, _ *opscore.Facts) (opscore.Facts,
 		d.Locks = []opscore.Lock{{On: "file", Mode: "write", Holder: *holder}}
 	}
 	return facts, ctx.Err()
+}
+
+// readSchema reads the version of the schema, if the file is one that the store would open. That somebody keeps even readers out for now is no error: what is
+// said of locks tells of it.
+func readSchema(ctx context.Context, path string, d *opscore.DatabaseFacts) error {
+	if err := checkFile(path); err != nil {
+		return err
+	}
+	st, err := readStatus(ctx, path, versionWithin)
+	switch {
+	case err == nil:
+		d.Schema, d.SchemaWanted = st.Current, st.Target
+	case sqliteCode(err) == lib.SQLITE_BUSY || ctx.Err() != nil:
+		err = nil
+	}
+	return err
 }
 
 // written says when the log of a file was written to last: each commit does.

@@ -83,11 +83,11 @@ func readOnly(path string) string {
 	return ""
 }
 
-// freeBytes is how much may be written in a directory.
-func freeBytes(dir string) int64 {
+// freeBytes is how much may be written in a directory; nil if the system does not say.
+func freeBytes(dir string) *int64 {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {
-		return 0
+		return nil
 	}
-	return int64(min(st.Bavail, 1<<40)) * st.Bsize
+	return new(int64(min(st.Bavail, 1<<40)) * st.Bsize)
 }

@@ -21,6 +21,12 @@ func inspect(t *testing.T, path string) *opscore.DatabaseFacts {
 	return f.Database
 }
 
+func TestThatNobodySaysWhatIsFreeIsNotAFullDisk(t *testing.T) {
+	if n := sqlite.FreeBytes(filepath.Join(t.TempDir(), "missing")); n != nil {
+		t.Errorf("%d bytes are free", *n)
+	}
+}
+
 func TestInspectorNamesWhoKeepsTheWriteLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "opscore.db")
 	s, err := sqlite.Open(path)
@@ -32,7 +38,7 @@ func TestInspectorNamesWhoKeepsTheWriteLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := inspect(t, path); len(d.Locks) != 0 || d.ReadOnly || d.Free == 0 || d.WAL == 0 || d.Endpoint != want {
+	if d := inspect(t, path); len(d.Locks) != 0 || d.ReadOnly || d.Free == nil || *d.Free == 0 || d.WAL == 0 || d.Endpoint != want {
 		t.Errorf("at rest: %+v", d)
 	}
 	backup, err := os.Open(path) // that locks the file in a way that is nothing to SQLite

@@ -10,4 +10,4 @@ func writer(string) *opscore.Backend { return nil }
 
 func readOnly(string) string { return "" }
 
-func freeBytes(string) int64 { return 0 }
+func freeBytes(string) *int64 { return nil }

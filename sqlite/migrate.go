@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/pressly/goose/v3"
 
@@ -32,15 +33,35 @@ func Status(path string) (SchemaStatus, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return SchemaStatus{Target: target()}, nil
 	}
-	db, err := sql.Open("sqlite", dsn(path, "ro"))
+	return readStatus(context.Background(), path, busyTimeout)
+}
+
+func readStatus(ctx context.Context, path string, patience time.Duration) (SchemaStatus, error) {
+	db, err := sql.Open("sqlite", lookDSN(path, patience))
 	if err != nil {
 		return SchemaStatus{}, unavailable("open "+path, err)
 	}
-	st, err := status(context.Background(), db)
+	st, err := status(ctx, db)
 	if err != nil {
 		err = unavailable("read schema version of "+path, err)
 	}
 	return st, errors.Join(err, db.Close())
+}
+
+// fits returns an error if this binary cannot read what is in the file.
+func (st SchemaStatus) fits(path string) error {
+	var text string
+	switch {
+	case st.Current > st.Target:
+		text = fmt.Sprintf("%s has schema version %d, but this binary knows only up to %d: use a newer opscore; nothing was changed", path, st.Current, st.Target)
+	case st.Current == 0:
+		text = path + " has no tables of opscore; nothing was changed"
+	case st.Current < st.Target:
+		text = fmt.Sprintf("%s has schema version %d, and this binary wants %d; nothing was changed", path, st.Current, st.Target)
+	default:
+		return nil
+	}
+	return &opscore.Error{Code: opscore.CodeUnavailable, Message: text}
 }
 
 // target is the version of the last of our migrations: their file names start with it.
@@ -150,9 +171,7 @@ func (s *Store) migrate(ctx context.Context) (err error) {
 		return err
 	}
 	if st.Current > st.Target {
-		return &opscore.Error{Code: opscore.CodeUnavailable, Message: fmt.Sprintf(
-			"%s has schema version %d, but this binary knows only up to %d: use a newer opscore; nothing was changed",
-			s.path, st.Current, st.Target)}
+		return st.fits(s.path)
 	}
 	if st.Current == st.Target {
 		return nil

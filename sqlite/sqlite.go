@@ -20,6 +20,7 @@ import (
 type Store struct {
 	path   string
 	file   os.FileInfo // what was at path when it was opened
+	atRest bool        // it is only looked at, and nobody had it open
 	db     *sql.DB     // for the caller
 	reader *sql.DB     // not the caller's, or its waiting transactions would keep us from reading
 	writer *sql.DB     // one connection: SQLite has one writer at a time
@@ -46,7 +47,7 @@ const busyTimeout = 5 * time.Second
 // to date. It refuses symbolic links, directories that everybody may write to, and network file systems, where
 // SQLite's locks do not hold. The errors are [opscore.ErrUnavailable].
 func Open(path string) (*Store, error) {
-	s, err := open(path)
+	s, err := open(path, prepareFile, dsn)
 	if err != nil {
 		return nil, unavailable("open "+path, err)
 	}
@@ -56,12 +57,31 @@ func Open(path string) (*Store, error) {
 	return s, nil
 }
 
-func open(path string) (*Store, error) {
+// Look opens a file that exists to look at it: nothing is written, neither to it nor, where nobody has it open, beside it. All that writes fails, and so does
+// Look itself if the schema is not the one that this binary knows. Look again for what happens later: if nobody had the file open, reads fail as soon as
+// somebody writes to it. The errors are [opscore.ErrUnavailable].
+func Look(path string) (*Store, error) {
+	s, err := open(path, checkFile, func(path string) string { return lookDSN(path, busyTimeout) })
+	if err != nil {
+		return nil, unavailable("look at "+path, err)
+	}
+	s.atRest = atRest(path)
+	st, err := status(context.Background(), s.reader)
+	if err == nil {
+		err = st.fits(s.path)
+	}
+	if err != nil {
+		return nil, errors.Join(unavailable("look at "+path, err), s.Close())
+	}
+	return s, nil
+}
+
+func open(path string, check func(path string) error, dsn func(path string) string) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
-	if err := prepareFile(path); err != nil {
+	if err := check(path); err != nil {
 		return nil, err
 	}
 	file, err := os.Stat(path)
@@ -70,7 +90,7 @@ func open(path string) (*Store, error) {
 	}
 	s := &Store{path: path, file: file, wake: make(chan struct{}), locks: map[opscore.ID]*os.File{}, observed: map[opscore.ID]lapsed{}}
 	for db, conns := range map[**sql.DB]int{&s.db: 8, &s.reader: 4, &s.writer: 1} {
-		if *db, err = sql.Open("sqlite", dsn(path, "")); err != nil {
+		if *db, err = sql.Open("sqlite", dsn(path)); err != nil {
 			return nil, err
 		}
 		(*db).SetMaxOpenConns(conns)
@@ -81,19 +101,29 @@ func open(path string) (*Store, error) {
 	return s, nil
 }
 
-// dsn names the file for the driver; mode "ro" changes nothing in it.
-func dsn(path, mode string) string {
-	q := url.Values{}
-	q.Add("_pragma", fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()))
-	if mode != "" {
-		q.Set("mode", mode)
-		return fileURL(path, q)
-	}
+// dsn names the file for the driver.
+func dsn(path string) string {
+	q := waits(busyTimeout)
 	q.Set("_txlock", "immediate") // a read that becomes a write later would fail at once, whatever the timeout
 	q.Add("_pragma", "journal_mode(WAL)")
 	q.Add("_pragma", "synchronous(FULL)") // an acknowledged task survives a power loss
 	q.Add("_pragma", "journal_size_limit(67108864)")
 	return fileURL(path, q)
+}
+
+// lookDSN names the file for connections that change nothing. To read a file in WAL mode that nobody has open SQLite would make its -wal and -shm anew, and a
+// connection that may not write leaves them behind; it need not if it is told that nobody else is there.
+func lookDSN(path string, patience time.Duration) string {
+	q := waits(patience)
+	q.Set("mode", "ro")
+	if atRest(path) {
+		q.Set("immutable", "1")
+	}
+	return fileURL(path, q)
+}
+
+func waits(patience time.Duration) url.Values {
+	return url.Values{"_pragma": {fmt.Sprintf("busy_timeout(%d)", patience.Milliseconds())}}
 }
 
 func fileURL(path string, q url.Values) string {
@@ -134,6 +164,18 @@ func (s *Store) sameFile() error {
 		return fmt.Errorf("%s was replaced by another file: start again", s.path)
 	}
 	return nil
+}
+
+// undisturbed notices that somebody writes to a file that is read as if nobody did: what was read may belong to different moments.
+func (s *Store) undisturbed() error {
+	if !s.atRest {
+		return nil
+	}
+	file, err := os.Stat(s.path)
+	if err == nil && (!atRest(s.path) || !os.SameFile(file, s.file) || !file.ModTime().Equal(s.file.ModTime()) || file.Size() != s.file.Size()) {
+		err = fmt.Errorf("%s was opened by another process meanwhile: look again", s.path)
+	}
+	return err
 }
 
 // Wake implements [opscore.Waker].

@@ -29,6 +29,8 @@ type store interface {
 type database interface {
 	// open opens it. The SQLite file is created if it is missing, unless exists forbids it.
 	open(ctx context.Context, exists mustExist) (store, error)
+	// look opens what exists only to read from it.
+	look(ctx context.Context) (store, error)
 	// schema compares its schema with that of this binary and changes nothing.
 	schema(ctx context.Context) (migration, error)
 	// migrate brings its schema up to date.
@@ -184,11 +186,23 @@ func (f sqliteFile) flag() string { return string(f) }
 
 func (f sqliteFile) open(_ context.Context, exists mustExist) (store, error) {
 	if exists {
-		if _, err := os.Stat(string(f)); errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("no database at %s: check --database, or submit the first task: opscore run echo 1", f)
-		}
+		return f.opened(sqlite.Open)
 	}
 	s, err := sqlite.Open(string(f))
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (f sqliteFile) look(context.Context) (store, error) { return f.opened(sqlite.Look) }
+
+// opened opens a file that exists.
+func (f sqliteFile) opened(by func(path string) (*sqlite.Store, error)) (store, error) {
+	if _, err := os.Stat(string(f)); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("no database at %s: check --database, or submit the first task: opscore run echo 1", f)
+	}
+	s, err := by(string(f))
 	if err != nil {
 		return nil, err
 	}
@@ -242,6 +256,9 @@ func (p postgresPlace) open(ctx context.Context, _ mustExist) (store, error) {
 	}
 	return postgresStore{s}, nil
 }
+
+// look needs no more than an open, which changes nothing.
+func (p postgresPlace) look(ctx context.Context) (store, error) { return p.open(ctx, existing) }
 
 func (p postgresPlace) schema(ctx context.Context) (migration, error) {
 	st, err := postgres.Status(ctx, p.url, p.options())

@@ -122,13 +122,14 @@ func probed(f opscore.Facts, asked string) (queues []string) {
 
 // probe sends a canary through each queue, and tells of each hop when it is over.
 func (e *examination) probe(ctx context.Context, queues []string) (traces []doctor.Trace, err error) {
-	store, err := e.store.get(ctx)
-	if err != nil {
-		return nil, err
-	}
 	if len(queues) == 0 {
 		return nil, errors.New("there is no queue to probe: no live worker is registered")
 	}
+	store, err := e.place.open(ctx, existing)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
 	var stuck []error
 	for _, q := range queues {
 		var unsaid error

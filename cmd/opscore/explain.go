@@ -67,25 +67,24 @@ type examination struct {
 	*app
 	conf  *config
 	place database
-	store *lateStore
 }
 
 // examining begins an examination. Only a database that is not there at all is an error: that it does not answer is something to say.
-func (a *app) examining(cmd *cobra.Command, do func(context.Context, *examination) error) (err error) {
+func (a *app) examining(cmd *cobra.Command, do func(context.Context, *examination) error) error {
 	conf, place, err := a.placed(cmd)
 	if err != nil {
 		return err
 	}
-	e := &examination{app: a, conf: conf, place: place, store: &lateStore{place: place, conf: conf}}
-	defer func() { err = errors.Join(err, e.store.Close()) }()
-	return do(cmd.Context(), e)
+	return do(cmd.Context(), &examination{app: a, conf: conf, place: place})
 }
 
-// ask reads the facts.
-func (e *examination) ask(ctx context.Context, id opscore.ID) (opscore.Facts, error) {
-	store := doctor.Source{Name: opscore.SourceStore, At: e.place.String(), Gatherer: e.store}
-	f := doctor.Ask(ctx, id, store, e.conf.sources(e.place, e.store.get)...)
-	return f, e.store.refused()
+// ask reads the facts, each time from a store that it opens for that: what is only looked at is not followed.
+func (e *examination) ask(ctx context.Context, id opscore.ID) (f opscore.Facts, err error) {
+	late := &lateStore{place: e.place, conf: e.conf}
+	defer func() { err = errors.Join(err, late.Close()) }()
+	store := doctor.Source{Name: opscore.SourceStore, At: e.place.String(), Gatherer: late}
+	f = doctor.Ask(ctx, id, store, e.conf.sources(e.place, late.get)...)
+	return f, late.refused()
 }
 
 // lateStore is the store of a database that need not answer yet.
@@ -113,7 +112,7 @@ func (l *lateStore) get(ctx context.Context) (store, error) {
 	if l.open != nil {
 		return l.open, nil
 	}
-	s, err := l.place.open(ctx, existing)
+	s, err := l.place.look(ctx)
 	if err == nil {
 		l.open = s
 	} else if ctx.Err() == nil && opscore.CodeOf(err) != opscore.CodeUnavailable {

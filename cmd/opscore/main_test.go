@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -63,6 +65,7 @@ func scripts(tier string, setup func(*testscript.Env) error) testscript.Params {
 			"eventually": eventually,
 			"writefile":  writeFile,
 			"status":     exitsWith,
+			"execsql":    executeSQL,
 			"server":     startServer,
 		},
 	}
@@ -145,6 +148,14 @@ func exitsWith(ts *testscript.TestScript, _ bool, args []string) {
 	if fmt.Sprint(got) != args[0] {
 		ts.Fatalf("exit status %d, want %s", got, args[0])
 	}
+}
+
+// executeSQL does with a SQLite file what another program does: execsql DATABASE FILE.
+func executeSQL(ts *testscript.TestScript, _ bool, args []string) {
+	db, err := sql.Open("sqlite", ts.MkAbs(args[0]))
+	ts.Check(err)
+	_, err = db.ExecContext(context.Background(), ts.ReadFile(args[1]))
+	ts.Check(errors.Join(err, db.Close()))
 }
 
 // writeFile writes text, with Go's escapes, COUNT times: writefile FILE TEXT COUNT. For what txtar cannot hold.
