@@ -96,6 +96,47 @@ func TestAMessageThatWouldGoToMoreQueuesIsNotMoved(t *testing.T) {
 	}
 }
 
+// TestAPolicyThatDropsMessagesEndsAMigration has policies for all queues whose names begin like those of opscore's, as those aside do.
+func TestAPolicyThatDropsMessagesEndsAMigration(t *testing.T) {
+	for _, tc := range []struct {
+		policy string
+		kept   int // at least; of what may stay for a moment that is not known
+		says   []string
+	}{
+		{`{<<"max-length">>, 10}`, 50, []string{"did not confirm", "opscore-moving-default", "list_policies"}},
+		{`{<<"max-length">>, 10}, {<<"overflow">>, <<"drop-head">>}`, 50, []string{"did not confirm", "opscore-moving-default"}},
+		{`{<<"message-ttl">>, 1}`, 0, []string{"messages were moved from queue default, which has ", " left, to queue opscore-moving-default, which had 0 before, and it has only "}},
+	} {
+		t.Run(tc.policy, func(t *testing.T) {
+			n, at := node(t)
+			r := newRigAt(t, at)
+			r.declare(0, "default")
+			r.fill("default", 50)
+			eval(t, n, `ok = rabbit_policy:set(<<"app">>, <<"limit">>, <<"^opscore">>, [`+tc.policy+`], 0, <<"queues">>, <<"t">>)`)
+			for range 2 {
+				all, err := dramatiq.Migrate(t.Context(), r.session, dramatiq.Queues{MaxPriority: 10}, "default", true)
+				if err == nil {
+					t.Fatalf("%+v: want an error", all)
+				}
+				for _, s := range tc.says {
+					if !strings.Contains(err.Error(), s) {
+						t.Errorf("%v does not say %q", err, s)
+					}
+				}
+				if tc.kept == 0 {
+					break // what is done again has nothing to say of what was lost before
+				}
+				r.until("all are there", func() bool { return r.waiting("default")+r.waiting("opscore-moving-default") >= tc.kept })
+			}
+			eval(t, n, `ok = rabbit_policy:delete(<<"app">>, <<"limit">>, <<"t">>)`)
+			_, err := dramatiq.Migrate(t.Context(), r.session, dramatiq.Queues{MaxPriority: 10}, "default", true)
+			if times, _ := r.found("default"); err != nil || len(times) < tc.kept {
+				t.Errorf("%d messages are there, %v; want %d", len(times), err, tc.kept)
+			}
+		})
+	}
+}
+
 // TestAMigrationThatIsStoppedAnywhereLosesNothing stops it again and again, until it gets through.
 func TestAMigrationThatIsStoppedAnywhereLosesNothing(t *testing.T) {
 	r := newRig(t)
