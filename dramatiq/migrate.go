@@ -37,9 +37,9 @@ func Ensure(ctx context.Context, session *rabbitmq.Session, q Queues, queue stri
 	return all, nil
 }
 
-// ErrInUse says that a queue of Dramatiq's cannot be made anew while somebody uses it.
-var ErrInUse = &opscore.Error{Code: opscore.CodeConflict, Message: "what is sent to a queue of Dramatiq while it is made anew would be lost, and so would what others have taken and not acknowledged: " +
-	"stop all of its senders and workers, Python's and opscore's"}
+// ErrInUse says that a queue of Dramatiq's cannot be made anew while somebody uses it. It wraps the conflict that it is, or every conflict would match it.
+var ErrInUse = fmt.Errorf("%w", &opscore.Error{Code: opscore.CodeConflict, Message: "what is sent to a queue of Dramatiq while it is made anew would be lost, " +
+	"and so would what others have taken and not acknowledged: stop all of its senders and workers, Python's and opscore's"})
 
 // Migrate makes a queue and its companions anew where they are not as q says. The messages in them are moved, each confirmed in a queue of its own before it
 // leaves the one that it was in, and back. It can be stopped at any moment and done again, which may double up to [MovedAtOnce] messages and loses none. idle says that nobody sends to the
