@@ -50,7 +50,7 @@ func Migrate(ctx context.Context, session *rabbitmq.Session, q Queues, queue str
 		m.changed.Name = d.Name
 		if err := m.run(ctx, idle); err != nil {
 			m.changed.Was, m.changed.Differs = "", m.changed.Was
-			return append(all, m.changed), fmt.Errorf("queue %s: %w", d.Name, err)
+			return append(all, m.changed), fmt.Errorf("queue %s: %w", d.Name, m.left(ctx, err))
 		}
 		all = append(all, m.changed)
 	}
@@ -62,6 +62,17 @@ type mover struct {
 	session   *rabbitmq.Session
 	to, aside rabbitmq.Declaration
 	changed   rabbitmq.Changed
+}
+
+// left adds to an error where messages are because of it.
+func (m *mover) left(ctx context.Context, err error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendFor)
+	defer cancel()
+	if q, _, unknown := m.session.Inspect(ctx, m.aside.Name); unknown == nil && q.Messages > 0 {
+		return fmt.Errorf("%w; %d messages of it are in queue %s, where nobody takes them: once the reason is gone, do it again, which moves them to queue %s",
+			err, q.Messages, m.aside.Name, m.to.Name)
+	}
+	return err
 }
 
 // run goes on from wherever it, or another one before it, was stopped: where messages are aside, or the queue is missing, is how far that was.
@@ -104,15 +115,71 @@ func (m *mover) run(ctx context.Context, idle bool) error {
 	return m.remove(ctx, m.aside.Name)
 }
 
-// clear moves aside what is in the queue, and deletes it.
+// clear moves aside what is in the queue, and deletes it. What could stop that half-way is looked for before.
 func (m *mover) clear(ctx context.Context) error {
-	if _, err := m.session.EnsureQueue(ctx, m.aside); err != nil {
+	if err := m.session.MayMove(ctx, m.aside.Name); err != nil {
+		return fmt.Errorf("nothing was moved, since that would need queue %s: %w", m.aside.Name, err)
+	}
+	if err := m.look(ctx); err != nil {
+		return err
+	}
+	// It is made by that as well, and one that exists with other arguments is used. Who may not declare it may not delete it.
+	if _, err := m.session.Differs(ctx, m.aside); err != nil {
 		return err
 	}
 	if _, err := m.move(ctx, m.to, m.aside, stash); err != nil {
 		return err
 	}
 	return m.remove(ctx, m.to.Name)
+}
+
+// look looks through the queue for messages that cannot be moved. They go back to where they were in it, which on a quorum queue counts as one delivery.
+func (m *mover) look(ctx context.Context) error {
+	conn, err := m.session.Dial(ctx, "migrate")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.CloseDeadline(time.Now().Add(time.Second)) }()
+	c, err := rabbitmq.Await(ctx, conn, func() (*carrier, error) { return newCarrier(conn, m.to.Name, m.aside, 0) })
+	if err != nil {
+		return err
+	}
+	seen := 0
+	for {
+		batch := c.next(ctx)
+		for i := range batch {
+			if err := stash(new(publishing(&batch[i]))); err != nil {
+				return err
+			}
+		}
+		seen += len(batch)
+		q, _, err := m.session.Inspect(ctx, m.to.Name)
+		if err := errors.Join(err, ctx.Err(), c.over()); err != nil {
+			return err
+		}
+		if len(batch) == 0 && q.Messages == 0 {
+			break
+		}
+	}
+	_, err = rabbitmq.Await(ctx, conn, func() (struct{}, error) { return struct{}{}, c.ch.Close() })
+	return errors.Join(err, m.returned(ctx, seen))
+}
+
+// returned waits until messages that were looked at are in the queue again.
+func (m *mover) returned(ctx context.Context, seen int) error {
+	ctx, cancel := context.WithTimeout(ctx, sendFor)
+	defer cancel()
+	for {
+		q, _, err := m.session.Inspect(ctx, m.to.Name)
+		if err != nil || q.Messages >= seen {
+			return err
+		}
+		select {
+		case <-time.After(quietFor):
+		case <-ctx.Done():
+			return &opscore.Error{Code: opscore.CodeConflict, Message: fmt.Sprintf("it had %d messages and has %d now: somebody else takes them, or they expire; nothing was moved", seen, q.Messages)}
+		}
+	}
 }
 
 // remove deletes a queue that is empty and that nobody uses. A quorum queue knows no such conditions; what it holds was counted just before.
@@ -155,7 +222,7 @@ func (m *mover) move(ctx context.Context, from, to rabbitmq.Declaration, change 
 		return 0, err
 	}
 	defer func() { _ = conn.CloseDeadline(time.Now().Add(time.Second)) }()
-	c, err := rabbitmq.Await(ctx, conn, func() (*carrier, error) { return newCarrier(conn, from.Name, to) })
+	c, err := rabbitmq.Await(ctx, conn, func() (*carrier, error) { return newCarrier(conn, from.Name, to, MovedAtOnce) })
 	if err != nil {
 		return 0, err
 	}
@@ -200,14 +267,15 @@ type carrier struct {
 	closed  <-chan *amqp.Error
 }
 
-func newCarrier(conn *amqp.Connection, from string, to rabbitmq.Declaration) (*carrier, error) {
+// newCarrier takes up to so many messages at once, or any number with 0.
+func newCarrier(conn *amqp.Connection, from string, to rabbitmq.Declaration, atOnce int) (*carrier, error) {
 	ch, err := conn.Channel()
 	if err != nil {
 		return nil, err
 	}
 	c := &carrier{ch: ch, to: to, began: time.Now(), returns: ch.NotifyReturn(make(chan amqp.Return, MovedAtOnce)), closed: ch.NotifyClose(make(chan *amqp.Error, 1))}
 	if err = ch.Confirm(false); err == nil {
-		err = ch.Qos(MovedAtOnce, 0, false)
+		err = ch.Qos(atOnce, 0, false)
 	}
 	if err == nil {
 		c.from, err = ch.Consume(from, "opscore-migrate", false, true, false, false, nil)
@@ -326,7 +394,7 @@ const expiration = "opscore-expiration"
 func stash(p *amqp.Publishing) error {
 	for _, h := range []string{"CC", "BCC"} {
 		if _, ok := p.Headers[h]; ok {
-			return &opscore.Error{Code: opscore.CodeConflict, Message: "a message in it has the header " + h + ", which would send it to other queues again: it cannot be moved"}
+			return &opscore.Error{Code: opscore.CodeConflict, Message: "a message in it has the header " + h + ", which would send it to other queues again: it cannot be moved; take it out of the queue, and do it again"}
 		}
 	}
 	if p.Expiration != "" {
