@@ -16,10 +16,13 @@ import (
 // moving is what the names of queues begin with that hold the messages of others while those are made anew.
 const moving = "opscore-moving-"
 
+// Aside is the name of the queue that holds the messages of another one while that is made anew, and after that was interrupted.
+func Aside(name string) string { return moving + name }
+
 // aside is the queue that holds the messages of another one meanwhile. A limit that a policy gives it makes it refuse messages: by default it would confirm them
 // and drop the oldest. Of a policy and an argument that say something about that, the argument counts.
 func aside(name string) rabbitmq.Declaration {
-	return rabbitmq.Declaration{Name: moving + name, Args: amqp.Table{"x-overflow": "reject-publish"}}
+	return rabbitmq.Declaration{Name: Aside(name), Args: amqp.Table{"x-overflow": "reject-publish"}}
 }
 
 // Ensure sees to it that a queue exists with its companions, and says how they are.
@@ -28,6 +31,11 @@ func Ensure(ctx context.Context, session *rabbitmq.Session, q Queues, queue stri
 		c := rabbitmq.Changed{Name: d.Name}
 		if c.Made, err = session.EnsureQueue(ctx, d); err == nil {
 			c.Differs, err = session.Differs(ctx, d)
+		}
+		if err == nil {
+			var kept amqp.Queue
+			kept, _, err = session.Inspect(ctx, Aside(d.Name))
+			c.Aside = kept.Messages
 		}
 		if err != nil {
 			return all, fmt.Errorf("queue %s: %w", d.Name, err)

@@ -112,6 +112,10 @@ func TestWhatIsAsideIsSaid(t *testing.T) {
 	r.fill("opscore-moving-default", 50)
 	check(t, r.ch.PublishWithContext(t.Context(), "", "default", true, false, amqp.Publishing{Headers: amqp.Table{"CC": []any{"other"}}}))
 	r.until("it has come", func() bool { return r.waiting("default") == 1 })
+	all, err := dramatiq.Ensure(t.Context(), r.session, dramatiq.Queues{}, "default")
+	if err != nil || len(all) != 3 || all[0].Aside != 0 || all[1].Aside != 50 {
+		t.Errorf("%+v, %v; want 50 messages aside", all, err)
+	}
 	_, err = dramatiq.Migrate(t.Context(), r.session, dramatiq.Queues{MaxPriority: 10}, "default", true)
 	if err == nil || !strings.Contains(err.Error(), "has the header CC") || !strings.Contains(err.Error(), "50 messages of it are in queue opscore-moving-default") {
 		t.Errorf("%v; want that it has the header, and what is aside", err)

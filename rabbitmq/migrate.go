@@ -13,13 +13,14 @@ import (
 
 // Changed is what became of a queue of the broker that should be as it is declared.
 type Changed struct {
-	Name    string `json:"name"`                   // in the broker
-	Made    bool   `json:"made"`                   // it was not there
-	Differs string `json:"differs,omitempty"`      // what the broker says against the declaration; it is left as it is
-	Was     string `json:"was,omitempty"`          // what the broker said against it, before it was made anew
-	Moved   int    `json:"messages_moved"`         // from the queue that was there to the new one
-	Dropped int    `json:"tickets_dropped"`        // their tasks get new ones
-	Kept    int    `json:"orphans_kept,omitempty"` // what was there and belongs to no task of this database
+	Name    string `json:"name"`                     // in the broker
+	Made    bool   `json:"made"`                     // it was not there
+	Differs string `json:"differs,omitempty"`        // what the broker says against the declaration; it is left as it is
+	Was     string `json:"was,omitempty"`            // what the broker said against it, before it was made anew
+	Aside   int    `json:"messages_aside,omitempty"` // that a migration which was interrupted left in another queue
+	Moved   int    `json:"messages_moved"`           // from the queue that was there to the new one
+	Dropped int    `json:"tickets_dropped"`          // their tasks get new ones
+	Kept    int    `json:"orphans_kept,omitempty"`   // what was there and belongs to no task of this database
 }
 
 // Ensure sees to it that the broker's queue for a queue of tasks exists.
