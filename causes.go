@@ -73,6 +73,7 @@ const (
 	CauseBrokerQueueMismatch = "broker_queue_mismatch"
 	CauseBrokerQueueUnusable = "broker_queue_unusable"
 	CauseBrokerPolicyLimits  = "broker_policy"
+	CauseBrokerMessagesAside = "broker_messages_aside"
 	CauseTicketLost          = "ticket_lost"
 	CauseTicketsHeld         = "tickets_held"
 	CauseForeignConsumer     = "foreign_consumer"
@@ -467,6 +468,12 @@ var causeKinds = []CauseKind{
 		Means: "A policy of the broker limits the queue: it drops what is too much or too old.",
 		See:   "`rabbitmqctl list_policies -p VHOST`",
 		Fix:   "`rabbitmqctl clear_policy -p VHOST NAME`",
+	},
+	{
+		Group: "The broker", Code: CauseBrokerMessagesAside, Severity: Warning, Impact: "nobody takes these messages",
+		Means: "A migration of a queue of Dramatiq's was interrupted: messages are in the queue aside that it uses, `opscore-moving-…`.",
+		See:   "`rabbitmqctl list_queues -p VHOST name messages`",
+		Fix:   "Stop all senders and workers of the queue, and migrate it again, which goes on: `opscore queue migrate --stopped QUEUE`",
 	},
 	{
 		Group: "The broker", Code: CauseTicketLost, Severity: Warning, Impact: "the task is pulled, or gets a new ticket, within seconds",

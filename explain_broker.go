@@ -150,13 +150,18 @@ func brokerName(e Endpoint) string {
 func (v *view) brokerQueue(q *BrokerQueue) (causes []Cause) {
 	host := v.Broker.Endpoint.Name
 	about := func(c Cause) Cause { return c.with("rabbitmq", "queue", q.Name).with("rabbitmq", "virtual host", host) }
+	if q.Aside > 0 {
+		causes = append(causes, about(because(CauseBrokerMessagesAside, "%s of queue %s are in queue %s since a migration was interrupted: nobody takes them there; once nobody uses these queues, migrate it again",
+			countOf(q.Aside, "message"), q.Name, q.AsideIn).with("rabbitmq", "queue aside", q.AsideIn).with("rabbitmq", "messages", q.Aside)).
+			fix(command("opscore queue migrate --stopped %s", q.Queue)))
+	}
 	listened := slices.ContainsFunc(v.Workers, func(w WorkerInfo) bool { return w.Live && w.hears() && slices.Contains(w.Queues, q.Queue) })
 	if !q.Exists && q.Err == "" {
 		if v.Broker.Reached != BrokerOpen || v.Task == nil && !listened {
-			return nil // it is made by who needs it first
+			return causes // it is made by who needs it first
 		}
-		return []Cause{about(because(CauseBrokerQueueMissing, "virtual host %s of %s has no queue %s: tickets for it are returned or dropped",
-			host, v.Broker.Endpoint.Address, q.Name).with("rabbitmq", "exists", q.Exists)).fix(safe(command("opscore queue ensure %s", q.Queue)))}
+		return append(causes, about(because(CauseBrokerQueueMissing, "virtual host %s of %s has no queue %s: tickets for it are returned or dropped",
+			host, v.Broker.Endpoint.Address, q.Name).with("rabbitmq", "exists", q.Exists)).fix(safe(command("opscore queue ensure %s", q.Queue))))
 	}
 	if q.Mismatch != "" {
 		causes = append(causes, about(because(CauseBrokerQueueMismatch, "queue %s has other arguments than are wanted: %s", q.Name, q.Mismatch).

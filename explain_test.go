@@ -322,6 +322,9 @@ var explanations = []struct {
 	}), nil, "", nil},
 	{opscore.CauseReady, queue(func(q *opscore.BrokerQueue) { q.Adopted, q.Consumers, q.Consuming = true, 2, nil }), nil, "", nil},
 	{opscore.CauseReady, func(f *opscore.Facts) { f.Ticket = &opscore.OutTicket{ID: otherID, At: ago(6 * time.Second), In: 1} }, nil, "", nil}, // its consumer may have it
+	{opscore.CauseBrokerMessagesAside, queue(func(q *opscore.BrokerQueue) {
+		*q = opscore.BrokerQueue{Queue: "q", Name: "mail", Adopted: true, Exists: true, Aside: 60, AsideIn: "opscore-moving-mail"}
+	}), []string{"60 messages of queue mail are in queue opscore-moving-mail"}, "opscore queue migrate --stopped q", []string{opscore.CauseReady}},
 	{opscore.CauseTicketLost, all(queue(func(q *opscore.BrokerQueue) { q.Consumers, q.Consuming = 0, nil }), func(f *opscore.Facts) {
 		f.Ticket = &opscore.OutTicket{ID: otherID, At: ago(6 * time.Second), In: 1}
 	}), []string{"11:59:54", "opscore.q"}, "", []string{opscore.CauseReady}},

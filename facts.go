@@ -157,7 +157,9 @@ type BrokerQueue struct {
 	Refused   []string      `json:"refused,omitempty"`   // what this user may not do: "read", "write", with the broker's words
 	Messages  int           `json:"messages"`            // that wait
 	Consumers int           `json:"consumers"`
-	Unacked   int           `json:"unacked,omitempty"` // of the management API, like all that follows
+	Aside     int           `json:"messages_aside,omitempty"` // that a migration which was interrupted left in another queue
+	AsideIn   string        `json:"aside_in,omitempty"`       // the name of that
+	Unacked   int           `json:"unacked,omitempty"`        // of the management API, like all that follows
 	Policy    *BrokerPolicy `json:"policy,omitempty"`
 	Members   []string      `json:"members,omitempty"` // the nodes of one that is replicated
 	Online    []string      `json:"online,omitempty"`  // those of them that run

@@ -311,7 +311,10 @@ func (s *Source) arrived(f *feed, queue string, d *amqp.Delivery) {
 		return
 	}
 	s.stats.orphans.Add(1)
-	for !s.broker.keep(queue, reason, d, err) {
+	for {
+		if _, failed := s.broker.keep(queue, reason, d, err); failed == nil {
+			break
+		}
 		if pause(s.broker.ctx, pullAfter); s.broker.ctx.Err() != nil || !s.inbox.live(f) {
 			return // it will be delivered again
 		}
@@ -346,8 +349,8 @@ func messageID(d *amqp.Delivery) opscore.ID {
 	return uuid.NewSHA1(uuid.NameSpaceOID, d.Body)
 }
 
-// keep keeps a message as an orphan and reports whether it could.
-func (b *Broker) keep(queue string, reason opscore.Code, d *amqp.Delivery, why error) bool {
+// keep keeps a message as an orphan, unless the store has no room for it: then it is dropped.
+func (b *Broker) keep(queue string, reason opscore.Code, d *amqp.Delivery, why error) (dropped bool, err error) {
 	headers, err := json.Marshal(d.Headers)
 	if err != nil || len(headers) > maxMessageBytes {
 		headers = []byte(`"too many to be kept"`)
@@ -355,11 +358,11 @@ func (b *Broker) keep(queue string, reason opscore.Code, d *amqp.Delivery, why e
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
 	id := messageID(d)
-	dropped, err := b.store.KeepOrphans(ctx, []opscore.Orphan{{ID: id, Queue: queue, Reason: reason, Headers: string(headers), Body: d.Body}})
+	lost, err := b.store.KeepOrphans(ctx, []opscore.Orphan{{ID: id, Queue: queue, Reason: reason, Headers: string(headers), Body: d.Body}})
 	if err != nil {
 		b.log.Error("cannot keep an orphan", "queue", queue, "reason", reason, "bytes", len(d.Body), "error", err)
-		return false
+		return false, err
 	}
-	b.log.Warn("a message belongs to no task", "queue", queue, "orphan", id, "reason", reason, "bytes", len(d.Body), "why", why, "dropped", dropped > 0)
-	return true
+	b.log.Warn("a message belongs to no task", "queue", queue, "orphan", id, "reason", reason, "bytes", len(d.Body), "why", why, "dropped", lost > 0)
+	return lost > 0, nil
 }

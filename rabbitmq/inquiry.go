@@ -27,6 +27,8 @@ type Inquiry struct {
 	Queues     []string
 	// Adopted are the queues of another system's messages, by the queue of their tasks.
 	Adopted map[string][]Declaration
+	// Aside names the queue that holds the messages of an adopted one while that is made anew; nil if there is none.
+	Aside func(name string) string
 	// Deployment tells which epoch the broker's state should have; nil if nobody knows.
 	Deployment func(context.Context) (opscore.Deployment, error)
 }
@@ -147,7 +149,11 @@ func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-cha
 			t.Declaration = ticketQueue(t.queue, q.Options.Classic, versionOf(conn))
 		}
 		found := l.queue(looking, t.queue, t.Declaration)
-		found.Adopted = t.adopted
+		if found.Adopted = t.adopted; t.adopted && q.Aside != nil {
+			found.AsideIn = q.Aside(t.Name)
+			aside, _, _ := l.passive(looking, found.AsideIn) // a broker that does not answer has been found out by now
+			found.Aside = aside.Messages
+		}
 		b.Queues = append(b.Queues, found)
 	}
 	l.epoch(looking, epoch, b)

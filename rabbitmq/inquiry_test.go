@@ -435,16 +435,26 @@ func adopted(t *testing.T, s *suspect) {
 	ch := s.channel()
 	_, err := ch.QueueDeclare("mail", true, false, false, false, amqp.Table{"x-max-priority": int32(3)})
 	check(t, err)
+	_, err = ch.QueueDeclare("aside-mail", true, false, false, false, nil)
+	check(t, err, ch.Confirm(false))
+	c, err := ch.PublishWithDeferredConfirmWithContext(t.Context(), "", "aside-mail", true, false, amqp.Publishing{})
+	check(t, err)
+	c.Wait()
 	f := s.gather(&opscore.Facts{Task: &opscore.Task{Queue: "mail"}}, func(q *rabbitmq.Inquiry) {
-		q.Queues = nil
+		q.Queues, q.Aside = nil, func(name string) string { return "aside-" + name }
 		q.Adopted = map[string][]rabbitmq.Declaration{"mail": {{Name: "mail", Args: amqp.Table{"x-message-ttl": int64(5)}}, {Name: "mail.DQ", Args: amqp.Table{}}}, "more": {{Name: "more"}}}
 	})
 	q := f.Broker.Queues
 	if len(q) != 3 || q[0].Name != "opscore.mail" || q[1].Name != "mail" || q[1].Queue != "mail" || !q[1].Exists || !strings.Contains(q[1].Mismatch, "x-m") || q[2].Exists {
 		t.Errorf("the queues are %+v", q)
 	}
-	_, err = ch.QueueDelete("mail", false, false, false)
-	check(t, err)
+	if q[0].AsideIn != "" || q[1].Aside != 1 || q[1].AsideIn != "aside-mail" || q[2].Aside != 0 {
+		t.Errorf("what is aside is %+v", q)
+	}
+	for _, name := range []string{"mail", "aside-mail"} {
+		_, err = ch.QueueDelete(name, false, false, false)
+		check(t, err)
+	}
 }
 
 func lostState(t *testing.T, s *suspect) {

@@ -134,6 +134,20 @@ func (l *looker) mayWrite(ctx context.Context) error {
 	}
 }
 
+// MayMove returns an error unless this user may take messages from a queue, which need not exist yet, and publish to queues, and the broker takes messages now.
+func (s *Session) MayMove(ctx context.Context, name string) error {
+	conn, err := s.Dial(ctx, "ask")
+	if err != nil {
+		return err
+	}
+	defer func() { go hangUp(conn) }()
+	l := &looker{conn: conn, within: patience}
+	if err := l.mayRead(ctx, name); err != nil && !missing(err) {
+		return err
+	}
+	return l.mayWrite(ctx)
+}
+
 // writes publishes to nowhere, and asks for something after that: an answer says that both were read.
 func writes(ctx context.Context, ch *amqp.Channel) error {
 	closed := ch.NotifyClose(make(chan *amqp.Error, 1))

@@ -13,13 +13,14 @@ import (
 
 // Changed is what became of a queue of the broker that should be as it is declared.
 type Changed struct {
-	Name    string `json:"name"`                   // in the broker
-	Made    bool   `json:"made"`                   // it was not there
-	Differs string `json:"differs,omitempty"`      // what the broker says against the declaration; it is left as it is
-	Was     string `json:"was,omitempty"`          // what the broker said against it, before it was made anew
-	Moved   int    `json:"messages_moved"`         // from the queue that was there to the new one
-	Dropped int    `json:"tickets_dropped"`        // their tasks get new ones
-	Kept    int    `json:"orphans_kept,omitempty"` // what was there and belongs to no task of this database
+	Name    string `json:"name"`                     // in the broker
+	Made    bool   `json:"made"`                     // it was not there
+	Differs string `json:"differs,omitempty"`        // what the broker says against the declaration; it is left as it is
+	Was     string `json:"was,omitempty"`            // what the broker said against it, before it was made anew
+	Aside   int    `json:"messages_aside,omitempty"` // that a migration which was interrupted left in another queue
+	Moved   int    `json:"messages_moved"`           // from the queue that was there to the new one
+	Dropped int    `json:"tickets_dropped"`          // their tasks get new ones
+	Kept    int    `json:"orphans_kept,omitempty"`   // what was there and belongs to no task of this database
 }
 
 // Ensure sees to it that the broker's queue for a queue of tasks exists.
@@ -46,15 +47,15 @@ func (b *Broker) Migrate(ctx context.Context, queue string) (Changed, error) {
 	if err != nil || c.Differs == "" {
 		return c, err
 	}
-	if err := b.empty(ctx, queue, &c); err != nil {
-		return c, fmt.Errorf("empty queue %s: %w", c.Name, err)
-	}
-	left, err := on(ctx, b.diagnose, func(ch *amqp.Channel) (int, error) { return ch.QueueDelete(c.Name, false, false, false) })
-	if err != nil {
-		return c, fmt.Errorf("delete queue %s: %w", c.Name, err)
+	for until, gone := time.Now().Add(emptyFor), false; !gone; {
+		if err := b.empty(ctx, queue, until, &c); err != nil {
+			return c, fmt.Errorf("empty queue %s: %w", c.Name, err)
+		}
+		if gone, err = b.deleteEmpty(ctx, &c); err != nil {
+			return c, fmt.Errorf("delete queue %s: %w", c.Name, err)
+		}
 	}
 	gone := time.Now()
-	c.Dropped += left
 	again, err := b.Ensure(ctx, queue) // a worker may have been faster
 	if err != nil {
 		return c, err
@@ -70,18 +71,41 @@ func (b *Broker) Migrate(ctx context.Context, queue string) (Changed, error) {
 	return c, nil
 }
 
+// deleteEmpty deletes a queue unless something has come into it meanwhile. A quorum queue knows no such condition: it is looked at right before.
+func (b *Broker) deleteEmpty(ctx context.Context, c *Changed) (gone bool, err error) {
+	for _, ifEmpty := range []bool{true, false} {
+		if !ifEmpty {
+			if q, _, err := b.Inspect(ctx, c.Name); err != nil || q.Messages > 0 {
+				return false, err
+			}
+		}
+		left, err := on(ctx, b.diagnose, func(ch *amqp.Channel) (int, error) { return ch.QueueDelete(c.Name, false, ifEmpty, false) })
+		e, said := errors.AsType[*amqp.Error](err)
+		switch {
+		case err == nil:
+			c.Dropped += left
+			return true, nil
+		case ifEmpty && said && e.Code == amqp.PreconditionFailed:
+			return false, nil
+		case !ifEmpty || !said || e.Code != amqp.NotImplemented:
+			return false, err
+		}
+	}
+	return false, nil
+}
+
 // emptyFor bounds how long a queue is emptied that fills all the time.
 const emptyFor = 30 * time.Second
 
 // empty takes out of a queue what waits there, and keeps what is no ticket of this database.
-func (b *Broker) empty(ctx context.Context, queue string, c *Changed) error {
+func (b *Broker) empty(ctx context.Context, queue string, until time.Time, c *Changed) error {
 	conn, err := b.Dial(ctx, "migrate")
 	if err != nil {
 		return err
 	}
 	defer hangUp(conn)
 	ch, err := await(ctx, func() { go hangUp(conn) }, conn.Channel)
-	for until := time.Now().Add(emptyFor); err == nil; {
+	for err == nil {
 		if time.Now().After(until) {
 			return unavailableNow("it fills faster than it can be emptied: pause it with opscore queue pause " + queue)
 		}
@@ -108,8 +132,12 @@ func (b *Broker) settle(queue string, d *amqp.Delivery, c *Changed) error {
 		c.Dropped++
 		return d.Ack(false)
 	}
-	if !b.keep(queue, reason, d, err) {
-		return errNotKept
+	dropped, err := b.keep(queue, reason, d, err)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", errNotKept, err)
+	case dropped:
+		return fmt.Errorf("%w: there is no room for more orphans; adopt or drop some (opscore orphan list), or allow more (orphans.max)", errNotKept)
 	}
 	c.Kept++
 	if reason == opscore.CodeForeignDatabase {

@@ -2,8 +2,13 @@ package rabbitmq_test
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
+	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,6 +17,7 @@ import (
 
 	"github.com/opscore/opscore"
 	"github.com/opscore/opscore/internal/nodes"
+	"github.com/opscore/opscore/postgres"
 	"github.com/opscore/opscore/rabbitmq"
 )
 
@@ -128,4 +134,88 @@ func TestAMigrationThatAWorkerUndoesSaysSo(t *testing.T) {
 		r.byTicket(source)
 	}
 	r.await()
+}
+
+// TestWhatCannotBeKeptStaysInTheQueue has room for fewer orphans than there are.
+func TestWhatCannotBeKeptStaysInTheQueue(t *testing.T) {
+	r := newRig(t, nodes.Vhost(t))
+	var err error
+	r.store, err = postgres.Open(t.Context(), r.url, postgres.Options{Log: r.log, MaxOrphans: 5})
+	check(t, err)
+	t.Cleanup(r.store.Close)
+	ch := r.channel()
+	_, err = ch.QueueDeclare("opscore.orders", true, false, false, false, amqp.Table{"x-max-length": int64(1000)})
+	check(t, err)
+	for i := range 50 {
+		check(t, ch.PublishWithContext(t.Context(), "", "opscore.orders", true, false, amqp.Publishing{Body: fmt.Append(nil, "hello ", i)}))
+	}
+	r.until("they have come", func() bool { return r.waiting("opscore.orders") == 50 })
+	c, err := r.broker(rabbitmq.Options{}).Migrate(t.Context(), "orders")
+	if err == nil || !strings.Contains(err.Error(), "could not be kept") || c.Kept != 5 {
+		t.Errorf("%+v, %v; want 5 orphans and an error", c, err)
+	}
+	r.until("the others are back", func() bool { return r.waiting("opscore.orders") == 45 })
+}
+
+// TestWhatComesInTheLastMomentIsKept has a message come right before the queue is deleted.
+func TestWhatComesInTheLastMomentIsKept(t *testing.T) {
+	for _, kind := range []string{"classic", "quorum"} {
+		t.Run(kind, func(t *testing.T) {
+			r := newRig(t, nodes.Vhost(t))
+			ch := r.channel()
+			_, err := ch.QueueDeclare("opscore.orders", true, false, false, false, amqp.Table{"x-max-length": int64(1000), "x-queue-type": kind})
+			check(t, err, ch.Confirm(false))
+			r.at = before(t, r.at, "\x00\x32\x00\x28", func() { // queue.delete
+				c, err := ch.PublishWithDeferredConfirmWithContext(t.Context(), "", "opscore.orders", true, false, amqp.Publishing{Body: []byte("hello")})
+				if err != nil || !c.Wait() {
+					t.Errorf("publish: %v", err)
+				}
+			})
+			c, err := r.broker(rabbitmq.Options{}).Migrate(t.Context(), "orders")
+			if err != nil || c.Was == "" || c.Kept != 1 || c.Dropped != 0 {
+				t.Errorf("%+v, %v; want an orphan", c, err)
+			}
+		})
+	}
+}
+
+// before is the URL of a broker behind a proxy that does something before it lets a request with these bytes pass for the first time.
+func before(t *testing.T, at, request string, do func()) string {
+	t.Helper()
+	u, err := url.Parse(at)
+	check(t, err)
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it ends with the test
+	check(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	broker := u.Host
+	u.Host = l.Addr().String()
+	var once sync.Once
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", broker) //nolint:noctx // as above
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			go func() { _, _ = io.Copy(client, server); _ = client.Close() }()
+			go func() {
+				defer func() { _ = server.Close() }()
+				buffer := make([]byte, 1<<16)
+				for {
+					n, err := client.Read(buffer)
+					if strings.Contains(string(buffer[:n]), request) {
+						once.Do(do)
+					}
+					if _, failed := server.Write(buffer[:n]); err != nil || failed != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return u.String()
 }

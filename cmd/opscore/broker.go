@@ -29,7 +29,7 @@ func (c *config) askBroker(open func(context.Context) (store, error)) []doctor.S
 	}
 	q := rabbitmq.Inquiry{
 		URLs: c.broker, Management: c.management, Options: rabbitmq.Options{Classic: c.classic}, Queues: c.queues,
-		Adopted: map[string][]rabbitmq.Declaration{},
+		Adopted: map[string][]rabbitmq.Declaration{}, Aside: dramatiq.Aside,
 		Deployment: func(ctx context.Context) (opscore.Deployment, error) {
 			s, err := open(ctx)
 			if err != nil {
@@ -166,11 +166,21 @@ func (s *session) ensureQueue(ctx context.Context, b *rabbitmq.Broker, queue str
 		}
 	}
 	for _, c := range all {
-		if c.Differs != "" {
-			err = errors.Join(err, fmt.Errorf("queue %s exists in another way (%s); see %s", c.Name, c.Differs, s.command("opscore queue migrate "+queue)))
-		}
+		err = errors.Join(err, s.amiss(c, queue))
 	}
 	return all, err
+}
+
+// amiss says what a queue of the broker is not as it should be.
+func (a *app) amiss(c rabbitmq.Changed, queue string) (err error) {
+	if c.Differs != "" {
+		err = fmt.Errorf("queue %s exists in another way (%s); see %s", c.Name, c.Differs, a.command("opscore queue migrate "+queue))
+	}
+	if c.Aside > 0 {
+		err = errors.Join(err, fmt.Errorf("%s of queue %s are in queue %s since a migration was interrupted, and nobody takes them there; once nobody uses these queues: %s",
+			plural(c.Aside, "message"), c.Name, dramatiq.Aside(c.Name), a.command("opscore queue migrate --stopped "+queue)))
+	}
+	return err
 }
 
 func (s *session) migrateQueue(ctx context.Context, b *rabbitmq.Broker, queue string, stopped bool) ([]rabbitmq.Changed, error) {
@@ -198,6 +208,8 @@ func (s *session) printReshaped(rows []reshaped) error {
 			text = "was made anew: " + r.Was
 		case r.Made:
 			text = "was made"
+		case r.Aside > 0:
+			continue // as above
 		}
 		if r.Moved > 0 {
 			text += "; " + plural(r.Moved, "message") + " moved"

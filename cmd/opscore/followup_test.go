@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/opscore/opscore"
+	"github.com/opscore/opscore/rabbitmq"
 )
 
 // followed has a command read its flags, and returns it ready to print others.
@@ -79,6 +80,11 @@ func TestAPrintedCommandRepeatsTheFlagsThatNameTheDeployment(t *testing.T) {
 			[]string{"doctor", "--env-file", "prod.env", "--broker", broker, "--broker-queue-type", "classic", "--broker-management-url", "https://me:canary@mq"},
 			"opscore queue ensure a",
 			[]string{"opscore", "--env-file", env, "queue", "ensure", "--broker", "amqps://me@mq/%2F?cacertfile=/ca&heartbeat=9,amqps://mq2", "--broker-queue-type", "classic", "a"},
+		},
+		{
+			[]string{"doctor", "--env-file", "prod.env", "--broker-queue-type", "classic"},
+			"opscore queue migrate --stopped mail",
+			[]string{"opscore", "--env-file", env, "queue", "migrate", "--broker-queue-type", "classic", "--stopped", "mail"},
 		},
 		{[]string{"doctor", "--env-file", "prod.env", "--broker", broker}, "opscore worker", []string{
 			"opscore", "--env-file", env, "worker", "--broker", "amqps://me@mq/%2F?cacertfile=/ca&heartbeat=9,amqps://mq2",
@@ -200,5 +206,17 @@ func TestAURLIsShownWithoutItsSecrets(t *testing.T) {
 		if printed := "goes on: opscore task wait --database " + p.flag(); redact(printed) != printed {
 			t.Errorf("%s: an error shows %s", in, redact(printed))
 		}
+	}
+}
+
+func TestMessagesThatAnInterruptedMigrationLeftAreSaid(t *testing.T) {
+	a := &app{}
+	if err := a.amiss(rabbitmq.Changed{Name: "mail"}, "mail"); err != nil {
+		t.Errorf("a queue that is as it should be: %v", err)
+	}
+	err := a.amiss(rabbitmq.Changed{Name: "mail.DQ", Aside: 60}, "mail")
+	if want := "60 messages of queue mail.DQ are in queue opscore-moving-mail.DQ"; err == nil || !strings.HasPrefix(err.Error(), want) ||
+		!strings.HasSuffix(err.Error(), "opscore queue migrate --stopped mail") {
+		t.Errorf("%v; want %q", err, want)
 	}
 }
