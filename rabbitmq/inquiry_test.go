@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -163,6 +166,7 @@ func TestAnInquiryFindsWhatIsTheMatter(t *testing.T) {
 		{"workers of two databases", workers},
 		{"alarms", alarms},
 		{"only what the management API is asked for fails", noManagement},
+		{"the management API writes words for numbers, and consumers without channels", oddAnswers},
 		{"what is adopted", adopted},
 		{"its state is lost", lostState},
 		{"it is frozen", frozen},
@@ -426,6 +430,47 @@ func noManagement(t *testing.T, s *suspect) {
 		}
 		if last := f.Sources[len(f.Sources)-1]; at != "" && (last.Err == "" || !strings.Contains(last.Err, says)) || f.Sources[0].Err != "" {
 			t.Errorf("%s: the sources are %+v, want %q", at, f.Sources, says)
+		}
+	}
+	s.drop()
+}
+
+// oddAnswers are what the API says of shovels, and RabbitMQ 4's of consumers of AMQP 1.0.
+func oddAnswers(t *testing.T, s *suspect) {
+	ch := s.declare()
+	_, err := ch.Consume("opscore.orders", "one", false, false, false, false, nil)
+	check(t, err)
+	const shovel = `{"consumer_tag": "shovel", "prefetch_count": "undefined", "channel_details": {"name": "c", "connection_name": "<rabbit@mq.1>", "peer_host": "undefined", "peer_port": "undefined"}}`
+	const lean = `{"consumer_tag": "lean", "prefetch_count": 7, "channel_details": {}}`
+	answer := ""
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/api/queues/app/opscore.orders":
+			_, _ = io.WriteString(w, answer)
+		case "/api/channels/c":
+			_, _ = io.WriteString(w, `{"messages_unacknowledged": "unknown"}`)
+		default:
+			_, _ = io.WriteString(w, `{}`)
+		}
+	}))
+	defer api.Close()
+	for _, c := range []struct{ listed, tags string }{
+		{lean, "lean"},
+		{lean + ", " + lean, "lean"},     // one of them is gone
+		{lean + ", " + shovel, "shovel"}, // there is only one
+		{"", ""},
+	} {
+		answer = `{"messages_unacknowledged": "undefined", "policy": "short", "effective_policy_definition": {"max-length": 5}, "consumer_details": [` + c.listed + `]}`
+		f := s.gather(&opscore.Facts{}, func(q *rabbitmq.Inquiry) { q.Management = api.URL })
+		q := f.Broker.Queues[0]
+		var tags []string
+		for _, k := range q.Consuming {
+			if tags = append(tags, k.Tag); k.Peer != "" {
+				t.Errorf("a consumer is %+v", k)
+			}
+		}
+		if f.Sources[1].Err != "" || q.Policy == nil || strings.Join(tags, " ") != c.tags {
+			t.Errorf("with %s the queue is %+v, the sources %+v", c.listed, q, f.Sources)
 		}
 	}
 	s.drop()
