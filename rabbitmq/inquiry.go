@@ -25,6 +25,7 @@ type Inquiry struct {
 	Options    Options // how queues should have been made, and the build
 	Management string  // URL of the management API; "" for none
 	Queues     []string
+	First      string // the queue of tasks to look at before all others, if no task is asked about; "" for none
 	// Adopted are the queues of another system's messages, by the queue of their tasks.
 	Adopted map[string][]Declaration
 	// Deployment tells which epoch the broker's state should have; nil if nobody knows.
@@ -80,7 +81,7 @@ func (q Inquiry) Gather(ctx context.Context, known *opscore.Facts) (opscore.Fact
 	conn := q.reach(ctx, at, &b)
 	if conn != nil {
 		if !q.examine(ctx, conn, epoch, targets, &b) {
-			sources[0].Err = fmt.Sprintf("%d of %d queues were looked at in the time that there was", len(b.Queues), len(targets))
+			sources[0].Err = fmt.Sprintf("%d of %d queues were looked at", len(b.Queues), len(targets))
 		}
 		go hangUp(conn)
 	}
@@ -102,7 +103,7 @@ func textOf(err error) string {
 	return err.Error()
 }
 
-// targets are the queues that the store knows and that its live workers listen to, and what is adopted for them.
+// targets are the queues that the store knows and that its live workers listen to, and what is adopted for them: first what was asked about.
 func (q Inquiry) targets(known *opscore.Facts) (all []target) {
 	names := slices.Clone(q.Queues)
 	for _, s := range known.Queues {
@@ -117,13 +118,15 @@ func (q Inquiry) targets(known *opscore.Facts) (all []target) {
 		for queue := range q.Adopted {
 			names = append(names, queue)
 		}
-	} else {
-		names = append(names, known.Task.Queue)
+	}
+	first := q.First
+	if known.Task != nil {
+		first = known.Task.Queue
 	}
 	slices.Sort(names)
 	names = slices.Compact(names)
-	if known.Task != nil { // first what matters most
-		names = slices.Insert(slices.DeleteFunc(names, func(n string) bool { return n == known.Task.Queue }), 0, known.Task.Queue)
+	if first != "" { // what matters most
+		names = slices.Insert(slices.DeleteFunc(names, func(n string) bool { return n == first }), 0, first)
 	}
 	for _, name := range names {
 		all = append(all, target{name, Declaration{Name: queuePrefix + name}, false})
@@ -131,15 +134,18 @@ func (q Inquiry) targets(known *opscore.Facts) (all []target) {
 			all = append(all, target{name, d, true})
 		}
 	}
-	return all[:min(len(all), askedQueues)]
+	return all
 }
 
-// examine asks what an open connection can tell, and reports whether there was time for all of it.
+// asked are the first of the queues: there is no time for more.
+func asked(targets []target) []target { return targets[:min(len(targets), askedQueues)] }
+
+// examine asks what an open connection can tell, and reports whether it has looked at all queues.
 func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-chan opscore.ID, targets []target, b *opscore.BrokerFacts) (all bool) {
 	l := &looker{conn: conn, within: answerWithin}
 	looking, cancel := context.WithTimeout(ctx, time.Until(deadline(ctx))-leftForWrite)
 	defer cancel()
-	for _, t := range targets {
+	for _, t := range asked(targets) {
 		if looking.Err() != nil {
 			break
 		}

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -167,6 +168,7 @@ func TestAnInquiryFindsWhatIsTheMatter(t *testing.T) {
 		{"alarms", alarms},
 		{"only what the management API is asked for fails", noManagement},
 		{"the management API writes words for numbers, and consumers without channels", oddAnswers},
+		{"there are more queues than there is time for", manyQueues},
 		{"what is adopted", adopted},
 		{"its state is lost", lostState},
 		{"it is frozen", frozen},
@@ -474,6 +476,33 @@ func oddAnswers(t *testing.T, s *suspect) {
 		}
 	}
 	s.drop()
+}
+
+func manyQueues(t *testing.T, s *suspect) {
+	var known opscore.Facts
+	for i := range 210 {
+		known.Queues = append(known.Queues, opscore.Standing{Queue: fmt.Sprintf("q%03d", i)})
+	}
+	var mu sync.Mutex
+	var asked []string
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if name, is := strings.CutPrefix(r.URL.Path, "/api/queues/app/opscore."); is {
+			asked = append(asked, name)
+		}
+		http.NotFound(w, r)
+	}))
+	defer api.Close()
+	f := s.gather(&known, func(q *rabbitmq.Inquiry) { q.First, q.Management = "zz", api.URL })
+	if n := len(f.Broker.Queues); n == 0 || n > 200 || f.Broker.Queues[0].Queue != "zz" || f.Sources[0].Err != fmt.Sprintf("%d of 212 queues were looked at", n) {
+		t.Errorf("%d queues, the first is %+v, the sources are %+v", n, f.Broker.Queues[0], f.Sources)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if first := asked[:min(len(asked), 20)]; len(asked) > 200 || !slices.Contains(first[:8], "zz") || slices.ContainsFunc(first, func(name string) bool { return name > "q030" && name != "zz" }) {
+		t.Errorf("the management API was asked for %d queues, first for %v", len(asked), first)
+	}
 }
 
 func adopted(t *testing.T, s *suspect) {

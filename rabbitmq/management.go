@@ -243,19 +243,29 @@ func (q Inquiry) manage(ctx context.Context, at addresses, targets []target) (ov
 		told.alarms = alarms
 		note(err == nil, err)
 	})
-	for _, t := range targets {
+	next := make(chan string) // in their order: the time may not do for all
+	look := func(name string) {
+		found, err := m.queue(ctx, name)
+		mu.Lock()
+		defer mu.Unlock()
+		if errors.Is(err, statusError(http.StatusNotFound)) {
+			err = nil // the broker itself says whether it exists
+		} else if err == nil {
+			told.queues[name] = found
+		}
+		note(err == nil, err)
+	}
+	for range askAtOnce {
 		asking.Go(func() {
-			found, err := m.queue(ctx, t.Name)
-			mu.Lock()
-			defer mu.Unlock()
-			if errors.Is(err, statusError(http.StatusNotFound)) {
-				err = nil // the broker itself says whether it exists
-			} else if err == nil {
-				told.queues[t.Name] = found
+			for name := range next {
+				look(name)
 			}
-			note(err == nil, err)
 		})
 	}
+	for _, t := range asked(targets) {
+		next <- t.Name
+	}
+	close(next)
 	asking.Wait()
 	return told, errors.Join(errs...)
 }

@@ -40,7 +40,7 @@ within 10s. The canary is removed at the end.`,
 		},
 	}
 	addBrokerFlags(c.Flags())
-	c.Flags().StringVar(&o.queue, "queue", "", "look at `QUEUE` only, also if it has no tasks yet")
+	c.Flags().StringVar(&o.queue, "queue", "", "look at `QUEUE` only, also if it has no tasks yet, and ask the broker about it first")
 	c.Flags().BoolVar(&o.probe, "probe", false, "send a canary through the queues, and print the time of each hop")
 	return c
 }
@@ -62,7 +62,7 @@ type examined struct {
 func (e *examination) examine(ctx context.Context, o doctorOptions) error {
 	ctx, _, release := interruptible(ctx, nil)
 	defer release()
-	f, err := e.ask(ctx, opscore.ID{})
+	f, err := e.ask(ctx, opscore.ID{}, o.queue)
 	if err != nil {
 		return err
 	}

@@ -18,8 +18,8 @@ import (
 	"github.com/opscore/opscore/sqlite"
 )
 
-// sources are those that know of facts besides the store. This is where they are wired.
-func (c *config) sources(place database, open func(context.Context) (store, error)) []doctor.Source {
+// sources are those that know of facts besides the store, of the queue that is asked about first. This is where they are wired.
+func (c *config) sources(place database, queue string, open func(context.Context) (store, error)) []doctor.Source {
 	sources := []doctor.Source{{Name: "host", Gatherer: host.Inspector{}}}
 	switch p := place.(type) {
 	case postgresPlace:
@@ -27,7 +27,7 @@ func (c *config) sources(place database, open func(context.Context) (store, erro
 	case sqliteFile:
 		sources = append(sources, doctor.Source{Name: "sqlite", At: p.String(), Gatherer: sqlite.Inspector{Path: string(p)}})
 	}
-	return append(sources, c.askBroker(open)...)
+	return append(sources, c.askBroker(queue, open)...)
 }
 
 func (a *app) explainCommand() *cobra.Command {
@@ -81,10 +81,10 @@ func (a *app) examining(cmd *cobra.Command, do func(context.Context, *examinatio
 	return do(cmd.Context(), e)
 }
 
-// ask reads the facts.
-func (e *examination) ask(ctx context.Context, id opscore.ID) (opscore.Facts, error) {
+// ask reads the facts about a task, or about the deployment, of one queue first if it is not "".
+func (e *examination) ask(ctx context.Context, id opscore.ID, queue string) (opscore.Facts, error) {
 	store := doctor.Source{Name: opscore.SourceStore, At: e.place.String(), Gatherer: e.store}
-	f := doctor.Ask(ctx, id, store, e.conf.sources(e.place, e.store.get)...)
+	f := doctor.Ask(ctx, id, store, e.conf.sources(e.place, queue, e.store.get)...)
 	return f, e.store.refused()
 }
 
@@ -154,7 +154,7 @@ type explanation struct {
 
 // explain says why a task is where it is, unless its causes are those that were told before.
 func (e *examination) explain(ctx context.Context, id opscore.ID, told string) (says string, state opscore.State, err error) {
-	f, err := e.ask(ctx, id)
+	f, err := e.ask(ctx, id, "")
 	if err != nil {
 		return "", "", err
 	}
@@ -293,7 +293,7 @@ func (l *lateTeller) ask(ctx context.Context, id opscore.ID) {
 	answer := make(chan []opscore.Cause, 1)
 	l.answer = answer
 	go func() {
-		answer <- opscore.Explain(doctor.Ask(ctx, id, doctor.Store(l.client), l.conf.sources(l.place, func(context.Context) (store, error) { return l.store, nil })...))
+		answer <- opscore.Explain(doctor.Ask(ctx, id, doctor.Store(l.client), l.conf.sources(l.place, "", func(context.Context) (store, error) { return l.store, nil })...))
 	}()
 }
 
