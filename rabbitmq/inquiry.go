@@ -44,6 +44,7 @@ const (
 	answerWithin = 250 * time.Millisecond // the other queues must not wait for one that does not answer
 	askedQueues  = 200                    // of the broker, at most
 	leftForWrite = 100 * time.Millisecond // of it, for the last question
+	readSamples  = 5                      // of the queues
 )
 
 // target is a queue of the broker to look at.
@@ -145,6 +146,7 @@ func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-cha
 	l := &looker{conn: conn, within: answerWithin}
 	looking, cancel := context.WithTimeout(ctx, time.Until(deadline(ctx))-leftForWrite)
 	defer cancel()
+	reading := readability{looker: l, every: (len(asked(targets)) + readSamples - 1) / readSamples}
 	for _, t := range asked(targets) {
 		if looking.Err() != nil {
 			break
@@ -155,7 +157,9 @@ func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-cha
 		found := l.queue(looking, t.queue, t.Declaration)
 		found.Adopted = t.adopted
 		b.Queues = append(b.Queues, found)
+		reading.look(looking, b.Queues)
 	}
+	reading.rest(looking, b.Queues)
 	l.epoch(looking, epoch, b)
 	err := l.mayWrite(ctx)
 	if blocked, ok := errors.AsType[blockedError](err); ok {
@@ -166,6 +170,43 @@ func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-cha
 		}
 	}
 	return len(b.Queues) == len(targets)
+}
+
+// readability is whether the user may read the queues. Permissions go by user and pattern of names, and the broker logs an error for each queue that is
+// asked for. So some are asked for, and all only if one is refused.
+type readability struct {
+	*looker
+	every   int   // of how many one is asked for
+	unasked []int // of the queues
+	mine    bool  // a queue of opscore's was asked for
+	adopted bool  // one that is adopted was
+	refused bool
+}
+
+// look asks for the last of the queues if it is one of the first queue of tasks, the first of its kind, or its turn.
+func (r *readability) look(ctx context.Context, queues []opscore.BrokerQueue) {
+	n := len(queues) - 1
+	q, kind := &queues[n], &r.mine
+	if q.Adopted {
+		kind = &r.adopted
+	}
+	switch {
+	case !q.Exists || q.Err != "":
+	case r.refused || !*kind || n%r.every == 0 || q.Queue == queues[0].Queue:
+		*kind = true
+		r.refused = r.read(ctx, q) || r.refused
+	default:
+		r.unasked = append(r.unasked, n)
+	}
+}
+
+// rest asks for the others if one was refused.
+func (r *readability) rest(ctx context.Context, queues []opscore.BrokerQueue) {
+	for _, n := range r.unasked {
+		if r.refused && ctx.Err() == nil {
+			r.read(ctx, &queues[n])
+		}
+	}
 }
 
 // expected asks the store which epoch the broker's state should have. A store that does not answer says so itself.

@@ -169,6 +169,7 @@ func TestAnInquiryFindsWhatIsTheMatter(t *testing.T) {
 		{"only what the management API is asked for fails", noManagement},
 		{"the management API writes words for numbers, and consumers without channels", oddAnswers},
 		{"there are more queues than there is time for", manyQueues},
+		{"permissions of many queues", manyPermissions},
 		{"what is adopted", adopted},
 		{"its state is lost", lostState},
 		{"it is frozen", frozen},
@@ -502,6 +503,53 @@ func manyQueues(t *testing.T, s *suspect) {
 	defer mu.Unlock()
 	if first := asked[:min(len(asked), 20)]; len(asked) > 200 || !slices.Contains(first[:8], "zz") || slices.ContainsFunc(first, func(name string) bool { return name > "q030" && name != "zz" }) {
 		t.Errorf("the management API was asked for %d queues, first for %v", len(asked), first)
+	}
+}
+
+// manyPermissions counts what is written to the broker's log.
+func manyPermissions(t *testing.T, s *suspect) {
+	var known opscore.Facts
+	ch := s.channel()
+	for i := range 24 {
+		known.Queues = append(known.Queues, opscore.Standing{Queue: fmt.Sprintf("q%02d", i)})
+		_, err := ch.QueueDeclare("opscore."+known.Queues[i].Queue, true, false, false, false,
+			amqp.Table{"x-queue-type": "classic", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "opscore-dead"})
+		check(t, err)
+	}
+	refused := func(task *opscore.Task) (names []string) {
+		t.Helper()
+		known.Task = task
+		f := s.gather(&known, func(q *rabbitmq.Inquiry) { q.Queues, q.Options.Classic = nil, true })
+		if len(f.Broker.Queues) != 24 || f.Sources[0].Err != "" {
+			t.Errorf("the queues are %+v, the sources %+v", f.Broker.Queues, f.Sources)
+		}
+		for _, q := range f.Broker.Queues {
+			if len(q.Refused) > 0 {
+				names = append(names, q.Queue)
+			}
+		}
+		return names
+	}
+	if names := refused(nil); len(names) > 0 {
+		t.Errorf("%v are refused", names)
+	}
+	logged := func() int { return strings.Count(s.node.Log(), "invalid arg 'x-priority' for queue 'opscore.q") }
+	s.until("the broker has logged it", func() bool { return logged() >= 5 })
+	if n := logged(); n > 6 {
+		t.Errorf("the broker logged %d errors for 24 queues", n)
+	}
+	s.permit(".*", ".*", "^opscore[.]q([01].|2[0-2])$")
+	if names := refused(&opscore.Task{Queue: "q23"}); !slices.Equal(names, []string{"q23"}) {
+		t.Errorf("%v are refused, want the task's queue", names)
+	}
+	s.permit(".*", ".*", "^opscore[.]q.[1-9]$")
+	if names := refused(nil); !slices.Equal(names, []string{"q00", "q10", "q20"}) {
+		t.Errorf("%v are refused, want all that are", names)
+	}
+	s.permit(".*", ".*", ".*")
+	for _, q := range known.Queues {
+		_, err := ch.QueueDelete("opscore."+q.Queue, false, false, false)
+		check(t, err)
 	}
 }
 
