@@ -254,35 +254,40 @@ func (e *examination) watch(ctx context.Context, id opscore.ID) error {
 	}
 }
 
-// startsWithin is how long a task that somebody waits for may not start before it is said why.
-const startsWithin = 2 * time.Second
+// startsWithin is how long a task that somebody waits for may not start before it is said why. It is asked again after twice as long each time, since whoever
+// is asked has work with it, up to asksWithin.
+const (
+	startsWithin = 2 * time.Second
+	asksWithin   = time.Minute
+)
 
 // lateTeller says by itself why a task that somebody waits for has not started. Whoever waits is not held up.
 type lateTeller struct {
 	*session
 	bar    progressBar
 	since  time.Time
+	pause  time.Duration // before the next question
 	told   string
 	answer chan []opscore.Cause // of the question that is under way; nil if none is
 	cancel context.CancelFunc
 }
 
 func (s *session) lateTeller(bar progressBar) *lateTeller {
-	return &lateTeller{session: s, bar: bar, since: time.Now(), cancel: func() {}}
+	return &lateTeller{session: s, bar: bar, since: time.Now(), pause: startsWithin, cancel: func() {}}
 }
 
 // tell asks why, if it is time, and says what was answered. What was told by other means, as why an attempt failed, is not told again.
 func (l *lateTeller) tell(ctx context.Context, t opscore.Task) {
 	if t.State != opscore.Pending || t.Attempt > 0 {
-		l.since = time.Now()
+		l.since, l.pause = time.Now(), startsWithin
 		return
 	}
-	if l.answer == nil && time.Since(l.since) > startsWithin {
+	if l.answer == nil && time.Since(l.since) > l.pause {
 		l.ask(ctx, t.ID)
 	}
 	select {
 	case causes := <-l.answer:
-		l.answer, l.since = nil, time.Now()
+		l.answer, l.since, l.pause = nil, time.Now(), min(2*l.pause, asksWithin)
 		l.say(causes)
 	default:
 	}
