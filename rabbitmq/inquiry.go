@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -81,9 +82,7 @@ func (q Inquiry) Gather(ctx context.Context, known *opscore.Facts) (opscore.Fact
 	began := time.Now()
 	conn := q.reach(ctx, at, &b)
 	if conn != nil {
-		if !q.examine(ctx, conn, epoch, targets, &b) {
-			sources[0].Err = fmt.Sprintf("%d of %d queues were looked at", len(b.Queues), len(targets))
-		}
+		sources[0].Err = textOf(q.examine(ctx, conn, epoch, targets, &b))
 		go hangUp(conn)
 	}
 	sources[0].Source, sources[0].At, sources[0].Took = SourceBroker, at.String(), took(began)
@@ -141,8 +140,8 @@ func (q Inquiry) targets(known *opscore.Facts) (all []target) {
 // asked are the first of the queues: there is no time for more.
 func asked(targets []target) []target { return targets[:min(len(targets), askedQueues)] }
 
-// examine asks what an open connection can tell, and reports whether it has looked at all queues.
-func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-chan opscore.ID, targets []target, b *opscore.BrokerFacts) (all bool) {
+// examine asks what an open connection can tell. The error says what it could not.
+func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-chan opscore.ID, targets []target, b *opscore.BrokerFacts) error {
 	l := &looker{conn: conn, within: answerWithin}
 	looking, cancel := context.WithTimeout(ctx, time.Until(deadline(ctx))-leftForWrite)
 	defer cancel()
@@ -161,6 +160,10 @@ func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-cha
 	}
 	reading.rest(looking, b.Queues)
 	l.epoch(looking, epoch, b)
+	var unknown []string
+	if len(b.Queues) < len(targets) {
+		unknown = append(unknown, fmt.Sprintf("%d of %d queues were looked at", len(b.Queues), len(targets)))
+	}
 	err := l.mayWrite(ctx)
 	if blocked, ok := errors.AsType[blockedError](err); ok {
 		b.Blocked = string(blocked)
@@ -168,8 +171,13 @@ func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-cha
 		for i := range b.Queues {
 			b.Queues[i].Refused = append(b.Queues[i].Refused, "write: "+words(err))
 		}
+	} else if err != nil {
+		unknown = append(unknown, "whether it takes messages is not known: "+words(err))
 	}
-	return len(b.Queues) == len(targets)
+	if len(unknown) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(unknown, "; "))
 }
 
 // readability is whether the user may read the queues. Permissions go by user and pattern of names, and the broker logs an error for each queue that is

@@ -170,6 +170,7 @@ func TestAnInquiryFindsWhatIsTheMatter(t *testing.T) {
 		{"the management API writes words for numbers, and consumers without channels", oddAnswers},
 		{"there are more queues than there is time for", manyQueues},
 		{"permissions of many queues", manyPermissions},
+		{"whether it takes messages is not known", neverAnswered},
 		{"what is adopted", adopted},
 		{"its state is lost", lostState},
 		{"it is frozen", frozen},
@@ -550,6 +551,18 @@ func manyPermissions(t *testing.T, s *suspect) {
 	for _, q := range known.Queues {
 		_, err := ch.QueueDelete("opscore."+q.Queue, false, false, false)
 		check(t, err)
+	}
+}
+
+func neverAnswered(t *testing.T, s *suspect) {
+	proxy := nodes.NewProxy(t, s.node.Addr())
+	proxy.CutBeforeRequest([]byte("opscore-nowhere"))
+	f := s.gather(&opscore.Facts{}, func(q *rabbitmq.Inquiry) { q.URLs = "amqp://app:" + canary + "@" + proxy.Addr() + "/app" })
+	if b := f.Broker; b.Reached != opscore.BrokerOpen || b.Err != "" || b.Blocked != "" || len(b.Queues) != 1 {
+		t.Errorf("the facts are %+v", b)
+	}
+	if err := f.Sources[0].Err; !strings.HasPrefix(err, "whether it takes messages is not known: ") {
+		t.Errorf("the sources are %+v", f.Sources)
 	}
 }
 

@@ -122,15 +122,20 @@ func (l *looker) mayWrite(ctx context.Context) error {
 	asked := make(chan error, 1)
 	go func() { asked <- l.do(ctx, func(ch *amqp.Channel) error { return writes(ctx, ch) }) }()
 	select {
-	case b := <-blocked:
-		return blockedError(b.Reason)
+	case b, said := <-blocked:
+		if said { // else the connection is gone, which is what the answer is
+			return blockedError(b.Reason)
+		}
+		return <-asked
 	case err := <-asked:
 		select {
-		case b := <-blocked:
-			return blockedError(b.Reason)
+		case b, said := <-blocked:
+			if said {
+				return blockedError(b.Reason)
+			}
 		default:
-			return err
 		}
+		return err
 	}
 }
 
