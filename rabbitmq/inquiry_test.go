@@ -645,9 +645,33 @@ func TestTheURLOfAManagementAPIIsChecked(t *testing.T) {
 		"http://mq?password=" + canary:       "",
 		"mq:15672":                           "",
 	} {
-		err := rabbitmq.ValidManagementURL(text)
+		err := rabbitmq.ValidManagementURL(text, "")
 		if got := rabbitmq.RedactedManagement(text); shown != "" && (err != nil || got != shown) || shown == "" && (err == nil || got != "…" || strings.Contains(err.Error(), canary)) {
 			t.Errorf("%s: %v, shown as %s", text, err, got)
 		}
+	}
+}
+
+func TestThePasswordOfAnEncryptedBrokerIsNotSentUnencrypted(t *testing.T) {
+	const broker = "amqps://app:" + canary + "@127.0.0.1:1/app"
+	for text, accepted := range map[string]bool{
+		"http://mq:15672":                       false,
+		"http://10.0.0.7:15672":                 false,
+		"https://mq:15671":                      true,
+		"http://looker:" + canary + "@mq:15672": true,
+		"http://127.0.0.1:15672":                true,
+		"http://localhost:15672":                true,
+		"http://[::1]:15672":                    true,
+	} {
+		if err := rabbitmq.ValidManagementURL(text, broker); accepted != (err == nil) || err != nil && (!errors.Is(err, opscore.ErrInvalid) || strings.Contains(err.Error(), canary)) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	if err := rabbitmq.ValidManagementURL("http://mq:15672", strings.Replace(broker, "amqps", "amqp", 1)); err != nil {
+		t.Errorf("of a broker without encryption: %v", err)
+	}
+	f, err := rabbitmq.Inquiry{URLs: broker, Management: "http://192.0.2.1:15672"}.Gather(t.Context(), &opscore.Facts{})
+	if err != nil || len(f.Sources) != 2 || !strings.Contains(f.Sources[1].Err, "use https://") {
+		t.Errorf("the sources are %+v, %v", f.Sources, err)
 	}
 }

@@ -35,10 +35,30 @@ const (
 	maxDetails = 100 // channels and connections
 )
 
-// ValidManagementURL checks the URL of a management API. The error repeats nothing that could be a password.
-func ValidManagementURL(text string) error {
-	_, err := parseManagement(text)
-	return err
+// ValidManagementURL checks the URL of the management API of a broker, whose URLs may be "". The error is [opscore.ErrInvalid] and repeats nothing that could be
+// a password.
+func ValidManagementURL(text, broker string) error {
+	u, err := parseManagement(text)
+	if err != nil || broker == "" {
+		return err
+	}
+	at, err := parse(broker)
+	if err != nil {
+		return err
+	}
+	return discloses(u, at.all[0])
+}
+
+// discloses refuses to send a password that the broker gets encrypted to another host without encryption.
+func discloses(u *url.URL, at address) error {
+	ip := net.ParseIP(u.Hostname())
+	if u.User != nil || u.Scheme == "https" || at.uri.Scheme != "amqps" || u.Hostname() == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return &opscore.Error{
+		Code:    opscore.CodeInvalid,
+		Message: "management URL: the broker's password would go over the network as it is: use https://, or name in it a user of its own, with a password",
+	}
 }
 
 // RedactedManagement is the URL without its password; of what is no URL nothing is left.
@@ -68,6 +88,9 @@ func parseManagement(text string) (*url.URL, error) {
 func newManagement(text string, at address) (*management, error) {
 	u, err := parseManagement(text)
 	if err != nil {
+		return nil, err
+	}
+	if err := discloses(u, at); err != nil {
 		return nil, err
 	}
 	m := &management{user: u.User, vhost: at.uri.Vhost, inFlight: make(chan struct{}, askAtOnce)}
