@@ -67,10 +67,7 @@ func (e *examination) examine(ctx context.Context, o doctorOptions) error {
 		return err
 	}
 	if o.queue != "" {
-		f.Queues = slices.DeleteFunc(f.Queues, func(s opscore.Standing) bool { return s.Queue != o.queue })
-		if len(f.Queues) == 0 {
-			f.Queues = []opscore.Standing{{Queue: o.queue}}
-		}
+		f.Queues = standingOf(f.Queues, o.queue)
 		f.Workers = concerned(f.Workers, o.queue)
 	}
 	found := examined{At: f.At, Causes: opscore.Examine(f), Sources: f.Sources}
@@ -94,6 +91,15 @@ func (e *examination) examine(ctx context.Context, o doctorOptions) error {
 		err = errors.Join(err, fmt.Errorf("%s would keep tasks from running", plural(faults, "fault")))
 	}
 	return err
+}
+
+// standingOf returns those of one queue. All are left as they are: a source that did not answer in time may still read them.
+func standingOf(all []opscore.Standing, queue string) []opscore.Standing {
+	some := slices.DeleteFunc(slices.Clone(all), func(s opscore.Standing) bool { return s.Queue != queue })
+	if len(some) == 0 {
+		return []opscore.Standing{{Queue: queue}}
+	}
+	return some
 }
 
 // concerned returns the workers that listen to a queue; if no live one does, all, for that is what is wrong.
