@@ -279,12 +279,21 @@ func (v *view) consumers(q *BrokerQueue) (causes []Cause) {
 			with("management", "its worker", fmt.Sprintf("%s on %s, process %d, build %s", k.Worker, k.Host, k.PID, k.Build)).
 			with("rabbitmq", "queue", q.Name).with("rabbitmq", "consumers", q.Consumers)
 	}
+	ours := 0
+	for i := range v.Workers {
+		if w := &v.Workers[i]; w.State != WorkerGone && slices.Contains(w.Queues, q.Queue) {
+			ours++
+		}
+	}
 	for i := range q.Consuming {
 		k := &q.Consuming[i]
+		nameless := k.Conn+k.Peer == "" // as with AMQP 1.0, or for a moment
 		end := act("close connection %s of the consumer, in the management interface or with rabbitmqctl close_connection", cmp.Or(k.Conn, k.Peer))
 		switch { // anybody may say that it is a process: it has to be seen
 		case v.runsHere(k):
 			end = command("kill %s", k.PID)
+		case nameless:
+			end = act("stop the consumer %s of queue %s, which rabbitmqctl list_consumers shows: the management API names no connection of it", k.Tag, q.Name)
 		case k.PID > 0:
 			end = act("on host %s, end process %d if it is a worker of opscore, or close connection %s with rabbitmqctl close_connection", k.Host, k.PID, cmp.Or(k.Conn, k.Peer))
 		}
@@ -295,19 +304,13 @@ func (v *view) consumers(q *BrokerQueue) (causes []Cause) {
 				k.Worker, k.Host, k.PID, q.Name, k.Instance, v.Store.Instance), k).
 				with("management", "its database", k.Instance).with(SourceStore, "instance", v.Store.Instance).
 				fix(act("give process %d on host %s the database URL of this deployment, or a virtual host of its own", k.PID, k.Host)))
-		case !q.Adopted && !v.registered(k):
+		case !q.Adopted && !v.registered(k) && (!nameless || q.Consumers > ours):
 			who := ""
 			if k.PID > 0 {
 				who = fmt.Sprintf(", process %d on %s, build %s", k.PID, k.Host, k.Build)
 			}
 			causes = append(causes, about(because(CauseForeignConsumer, "consumer %s from %s%s takes messages of queue %s and is no registered worker (ack_required=%t, %d unacked)",
-				k.Tag, k.Peer, who, q.Name, !k.AutoAck, k.Unacked), k).fix(end))
-		}
-	}
-	ours := 0
-	for i := range v.Workers {
-		if w := &v.Workers[i]; w.State != WorkerGone && slices.Contains(w.Queues, q.Queue) {
-			ours++
+				k.Tag, cmp.Or(k.Peer, k.Conn, "a connection without a name"), who, q.Name, !k.AutoAck, k.Unacked), k).fix(end))
 		}
 	}
 	if len(q.Consuming) == 0 && q.Consumers > ours && !q.Adopted {

@@ -350,6 +350,10 @@ var explanations = []struct {
 	}), func(f *opscore.Facts) {
 		f.Host.Processes = append(f.Host.Processes, opscore.ProcessFacts{PID: 66, Exists: true})
 	}), []string{"ghost"}, "kill 66", []string{opscore.CauseReady}},
+	{opscore.CauseReady, queue(func(q *opscore.BrokerQueue) { q.Consumers, q.Consuming = 1, []opscore.Consumer{{Tag: "t9"}} }), nil, "", nil},
+	{opscore.CauseForeignConsumer, queue(func(q *opscore.BrokerQueue) {
+		q.Consumers, q.Consuming = 2, append(q.Consuming, opscore.Consumer{Tag: "t9"})
+	}), []string{"t9 from a connection without a name"}, "stop the consumer t9", []string{opscore.CauseReady}},
 	{opscore.CauseForeignConsumer, queue(func(q *opscore.BrokerQueue) { q.Consumers, q.Consuming = 2, nil }), []string{"2 consumers", "1 registered"}, "rabbitmqctl list_consumers -p /", []string{opscore.CauseReady}},
 
 	{opscore.CauseDatabaseUnreachable, all(storeFails, func(f *opscore.Facts) { f.Database = nil }), []string{"db:5432", "connection refused"}, "start the database at db:5432", nil},

@@ -56,30 +56,18 @@ func (i Inspector) inspect(ctx context.Context, task opscore.ID, d *opscore.Data
 		return err
 	}
 	c := config.ConnConfig
-	d.Endpoint = endpoint(c, schema)
-	d.Reached = opscore.DatabaseNone
 	c.RuntimeParams["application_name"] = "opscore explain"
 	c.DefaultQueryExecMode = pgx.QueryExecModeExec // one round trip, and no statement that a pooling proxy could mix up
-	dial := c.DialFunc
-	c.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dial(ctx, network, addr)
-		if err == nil {
-			d.Reached = opscore.DatabaseTCP
-		}
-		return conn, err
+	a := reach(ctx, c)
+	d.Endpoint, d.Reached = endpoint(a.config, schema), a.reached
+	if a.err != nil {
+		return unavailable("connect to "+address(a.config), a.err)
 	}
-	conn, err := pgx.ConnectConfig(ctx, c)
-	if err != nil {
-		if _, said := errors.AsType[*pgconn.PgError](err); said {
-			d.Reached = opscore.DatabaseRefused
-		}
-		return unavailable("connect to "+address(c), err)
-	}
+	conn := a.conn
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	d.Reached = opscore.DatabaseOpen
 	look := &inspection{schema: schema, task: task, facts: d}
 	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error { return look.all(ctx, tx) })
-	return unavailable("inspect "+address(c), err)
+	return unavailable("inspect "+address(a.config), err)
 }
 
 // inspection is one look at a server.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -369,6 +370,43 @@ func TestInspectorSaysHowFarItCame(t *testing.T) {
 	}
 	if d, err := gather(at); err == nil || d.Reached != opscore.DatabaseNone {
 		t.Errorf("down: %+v, %v", d, err)
+	}
+}
+
+// TestInspectorLooksAtTheServerThatAnswers has a URL with several servers, as there are for a primary and its standbys.
+func TestInspectorLooksAtTheServerThatAnswers(t *testing.T) {
+	frozen, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer frozen.Close()
+	standby := nodes.Own(t)
+	intrude(t, standby.URL("postgres"), "admin").exec("ALTER DATABASE postgres SET default_transaction_read_only = on")
+	alive := nodes.Own(t)
+	const down = "127.0.0.1:1"
+	for _, c := range []struct {
+		hosts   []string
+		more    string
+		at      string
+		reached opscore.DatabaseStep
+	}{
+		{[]string{frozen.Addr().String(), alive.Addr()}, "", alive.Addr(), opscore.DatabaseOpen},
+		{[]string{down, alive.Addr(), frozen.Addr().String()}, "", alive.Addr(), opscore.DatabaseOpen},
+		{[]string{alive.Addr(), standby.Addr()}, "", alive.Addr(), opscore.DatabaseOpen},
+		{[]string{standby.Addr(), alive.Addr()}, "", standby.Addr(), opscore.DatabaseOpen},
+		{[]string{standby.Addr(), alive.Addr()}, "&target_session_attrs=read-write", alive.Addr(), opscore.DatabaseOpen},
+		{[]string{down, standby.Addr()}, "&target_session_attrs=read-write", standby.Addr(), opscore.DatabaseRefused},
+		{[]string{down, frozen.Addr().String()}, "", frozen.Addr().String(), opscore.DatabaseTCP},
+	} {
+		at := strings.Replace(alive.URL("postgres"), "postgres@"+alive.Addr(), "postgres:hunter2@"+strings.Join(c.hosts, ","), 1) + c.more
+		f, err := (postgres.Inspector{URL: at}).Gather(t.Context(), &opscore.Facts{})
+		d := f.Database
+		if d.Reached != c.reached || d.Endpoint.Address != c.at || (err == nil) != (c.reached == opscore.DatabaseOpen) || d.Started.IsZero() != (err != nil) {
+			t.Errorf("%s: %+v, %v; want %s at %s", at, d, err, c.reached, c.at)
+		}
+		if strings.Contains(fmt.Sprint(d, err), "hunter2") {
+			t.Errorf("the facts hold a password: %+v, %v", d, err)
+		}
 	}
 }
 

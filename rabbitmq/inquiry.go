@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type Inquiry struct {
 	Options    Options // how queues should have been made, and the build
 	Management string  // URL of the management API; "" for none
 	Queues     []string
+	First      string // the queue of tasks to look at before all others, if no task is asked about; "" for none
 	// Adopted are the queues of another system's messages, by the queue of their tasks.
 	Adopted map[string][]Declaration
 	// Aside names the queue that holds the messages of an adopted one while that is made anew; nil if there is none.
@@ -45,6 +47,7 @@ const (
 	answerWithin = 250 * time.Millisecond // the other queues must not wait for one that does not answer
 	askedQueues  = 200                    // of the broker, at most
 	leftForWrite = 100 * time.Millisecond // of it, for the last question
+	readSamples  = 5                      // of the queues
 )
 
 // target is a queue of the broker to look at.
@@ -81,9 +84,7 @@ func (q Inquiry) Gather(ctx context.Context, known *opscore.Facts) (opscore.Fact
 	began := time.Now()
 	conn := q.reach(ctx, at, &b)
 	if conn != nil {
-		if !q.examine(ctx, conn, epoch, targets, &b) {
-			sources[0].Err = fmt.Sprintf("%d of %d queues were looked at in the time that there was", len(b.Queues), len(targets))
-		}
+		sources[0].Err = textOf(q.examine(ctx, conn, epoch, targets, &b))
 		go hangUp(conn)
 	}
 	sources[0].Source, sources[0].At, sources[0].Took = SourceBroker, at.String(), took(began)
@@ -104,7 +105,7 @@ func textOf(err error) string {
 	return err.Error()
 }
 
-// targets are the queues that the store knows and that its live workers listen to, and what is adopted for them.
+// targets are the queues that the store knows and that its live workers listen to, and what is adopted for them: first what was asked about.
 func (q Inquiry) targets(known *opscore.Facts) (all []target) {
 	names := slices.Clone(q.Queues)
 	for _, s := range known.Queues {
@@ -119,13 +120,15 @@ func (q Inquiry) targets(known *opscore.Facts) (all []target) {
 		for queue := range q.Adopted {
 			names = append(names, queue)
 		}
-	} else {
-		names = append(names, known.Task.Queue)
+	}
+	first := q.First
+	if known.Task != nil {
+		first = known.Task.Queue
 	}
 	slices.Sort(names)
 	names = slices.Compact(names)
-	if known.Task != nil { // first what matters most
-		names = slices.Insert(slices.DeleteFunc(names, func(n string) bool { return n == known.Task.Queue }), 0, known.Task.Queue)
+	if first != "" { // what matters most
+		names = slices.Insert(slices.DeleteFunc(names, func(n string) bool { return n == first }), 0, first)
 	}
 	for _, name := range names {
 		all = append(all, target{name, Declaration{Name: queuePrefix + name}, false})
@@ -133,15 +136,19 @@ func (q Inquiry) targets(known *opscore.Facts) (all []target) {
 			all = append(all, target{name, d, true})
 		}
 	}
-	return all[:min(len(all), askedQueues)]
+	return all
 }
 
-// examine asks what an open connection can tell, and reports whether there was time for all of it.
-func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-chan opscore.ID, targets []target, b *opscore.BrokerFacts) (all bool) {
+// asked are the first of the queues: there is no time for more.
+func asked(targets []target) []target { return targets[:min(len(targets), askedQueues)] }
+
+// examine asks what an open connection can tell. The error says what it could not.
+func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-chan opscore.ID, targets []target, b *opscore.BrokerFacts) error {
 	l := &looker{conn: conn, within: answerWithin}
 	looking, cancel := context.WithTimeout(ctx, time.Until(deadline(ctx))-leftForWrite)
 	defer cancel()
-	for _, t := range targets {
+	reading := readability{looker: l, every: (len(asked(targets)) + readSamples - 1) / readSamples}
+	for _, t := range asked(targets) {
 		if looking.Err() != nil {
 			break
 		}
@@ -155,8 +162,14 @@ func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-cha
 			found.Aside = aside.Messages
 		}
 		b.Queues = append(b.Queues, found)
+		reading.look(looking, b.Queues)
 	}
+	reading.rest(looking, b.Queues)
 	l.epoch(looking, epoch, b)
+	var unknown []string
+	if len(b.Queues) < len(targets) {
+		unknown = append(unknown, fmt.Sprintf("%d of %d queues were looked at", len(b.Queues), len(targets)))
+	}
 	err := l.mayWrite(ctx)
 	if blocked, ok := errors.AsType[blockedError](err); ok {
 		b.Blocked = string(blocked)
@@ -164,8 +177,50 @@ func (q Inquiry) examine(ctx context.Context, conn *amqp.Connection, epoch <-cha
 		for i := range b.Queues {
 			b.Queues[i].Refused = append(b.Queues[i].Refused, "write: "+words(err))
 		}
+	} else if err != nil {
+		unknown = append(unknown, "whether it takes messages is not known: "+words(err))
 	}
-	return len(b.Queues) == len(targets)
+	if len(unknown) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(unknown, "; "))
+}
+
+// readability is whether the user may read the queues. Permissions go by user and pattern of names, and the broker logs an error for each queue that is
+// asked for. So some are asked for, and all only if one is refused.
+type readability struct {
+	*looker
+	every   int   // of how many one is asked for
+	unasked []int // of the queues
+	mine    bool  // a queue of opscore's was asked for
+	adopted bool  // one that is adopted was
+	refused bool
+}
+
+// look asks for the last of the queues if it is one of the first queue of tasks, the first of its kind, or its turn.
+func (r *readability) look(ctx context.Context, queues []opscore.BrokerQueue) {
+	n := len(queues) - 1
+	q, kind := &queues[n], &r.mine
+	if q.Adopted {
+		kind = &r.adopted
+	}
+	switch {
+	case !q.Exists || q.Err != "":
+	case r.refused || !*kind || n%r.every == 0 || q.Queue == queues[0].Queue:
+		*kind = true
+		r.refused = r.read(ctx, q) || r.refused
+	default:
+		r.unasked = append(r.unasked, n)
+	}
+}
+
+// rest asks for the others if one was refused.
+func (r *readability) rest(ctx context.Context, queues []opscore.BrokerQueue) {
+	for _, n := range r.unasked {
+		if r.refused && ctx.Err() == nil {
+			r.read(ctx, &queues[n])
+		}
+	}
 }
 
 // expected asks the store which epoch the broker's state should have. A store that does not answer says so itself.

@@ -5,9 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -163,6 +167,10 @@ func TestAnInquiryFindsWhatIsTheMatter(t *testing.T) {
 		{"workers of two databases", workers},
 		{"alarms", alarms},
 		{"only what the management API is asked for fails", noManagement},
+		{"the management API writes words for numbers, and consumers without channels", oddAnswers},
+		{"there are more queues than there is time for", manyQueues},
+		{"permissions of many queues", manyPermissions},
+		{"whether it takes messages is not known", neverAnswered},
 		{"what is adopted", adopted},
 		{"its state is lost", lostState},
 		{"it is frozen", frozen},
@@ -431,6 +439,133 @@ func noManagement(t *testing.T, s *suspect) {
 	s.drop()
 }
 
+// oddAnswers are what the API says of shovels, and RabbitMQ 4's of consumers of AMQP 1.0.
+func oddAnswers(t *testing.T, s *suspect) {
+	ch := s.declare()
+	_, err := ch.Consume("opscore.orders", "one", false, false, false, false, nil)
+	check(t, err)
+	const shovel = `{"consumer_tag": "shovel", "prefetch_count": "undefined", "channel_details": {"name": "c", "connection_name": "<rabbit@mq.1>", "peer_host": "undefined", "peer_port": "undefined"}}`
+	const lean = `{"consumer_tag": "lean", "prefetch_count": 7, "channel_details": {}}`
+	answer := ""
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/api/queues/app/opscore.orders":
+			_, _ = io.WriteString(w, answer)
+		case "/api/channels/c":
+			_, _ = io.WriteString(w, `{"messages_unacknowledged": "unknown"}`)
+		default:
+			_, _ = io.WriteString(w, `{}`)
+		}
+	}))
+	defer api.Close()
+	for _, c := range []struct{ listed, tags string }{
+		{lean, "lean"},
+		{lean + ", " + lean, "lean"},     // one of them is gone
+		{lean + ", " + shovel, "shovel"}, // there is only one
+		{"", ""},
+	} {
+		answer = `{"messages_unacknowledged": "undefined", "policy": "short", "effective_policy_definition": {"max-length": 5}, "consumer_details": [` + c.listed + `]}`
+		f := s.gather(&opscore.Facts{}, func(q *rabbitmq.Inquiry) { q.Management = api.URL })
+		q := f.Broker.Queues[0]
+		var tags []string
+		for _, k := range q.Consuming {
+			if tags = append(tags, k.Tag); k.Peer != "" {
+				t.Errorf("a consumer is %+v", k)
+			}
+		}
+		if f.Sources[1].Err != "" || q.Policy == nil || strings.Join(tags, " ") != c.tags {
+			t.Errorf("with %s the queue is %+v, the sources %+v", c.listed, q, f.Sources)
+		}
+	}
+	s.drop()
+}
+
+func manyQueues(t *testing.T, s *suspect) {
+	var known opscore.Facts
+	for i := range 210 {
+		known.Queues = append(known.Queues, opscore.Standing{Queue: fmt.Sprintf("q%03d", i)})
+	}
+	var mu sync.Mutex
+	var asked []string
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if name, is := strings.CutPrefix(r.URL.Path, "/api/queues/app/opscore."); is {
+			asked = append(asked, name)
+		}
+		http.NotFound(w, r)
+	}))
+	defer api.Close()
+	f := s.gather(&known, func(q *rabbitmq.Inquiry) { q.First, q.Management = "zz", api.URL })
+	if n := len(f.Broker.Queues); n == 0 || n > 200 || f.Broker.Queues[0].Queue != "zz" || f.Sources[0].Err != fmt.Sprintf("%d of 212 queues were looked at", n) {
+		t.Errorf("%d queues, the first is %+v, the sources are %+v", n, f.Broker.Queues[0], f.Sources)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if first := asked[:min(len(asked), 20)]; len(asked) > 200 || !slices.Contains(first[:8], "zz") || slices.ContainsFunc(first, func(name string) bool { return name > "q030" && name != "zz" }) {
+		t.Errorf("the management API was asked for %d queues, first for %v", len(asked), first)
+	}
+}
+
+// manyPermissions counts what is written to the broker's log.
+func manyPermissions(t *testing.T, s *suspect) {
+	var known opscore.Facts
+	ch := s.channel()
+	for i := range 24 {
+		known.Queues = append(known.Queues, opscore.Standing{Queue: fmt.Sprintf("q%02d", i)})
+		_, err := ch.QueueDeclare("opscore."+known.Queues[i].Queue, true, false, false, false,
+			amqp.Table{"x-queue-type": "classic", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "opscore-dead"})
+		check(t, err)
+	}
+	refused := func(task *opscore.Task) (names []string) {
+		t.Helper()
+		known.Task = task
+		f := s.gather(&known, func(q *rabbitmq.Inquiry) { q.Queues, q.Options.Classic = nil, true })
+		if len(f.Broker.Queues) != 24 || f.Sources[0].Err != "" {
+			t.Errorf("the queues are %+v, the sources %+v", f.Broker.Queues, f.Sources)
+		}
+		for _, q := range f.Broker.Queues {
+			if len(q.Refused) > 0 {
+				names = append(names, q.Queue)
+			}
+		}
+		return names
+	}
+	if names := refused(nil); len(names) > 0 {
+		t.Errorf("%v are refused", names)
+	}
+	logged := func() int { return strings.Count(s.node.Log(), "invalid arg 'x-priority' for queue 'opscore.q") }
+	s.until("the broker has logged it", func() bool { return logged() >= 5 })
+	if n := logged(); n > 6 {
+		t.Errorf("the broker logged %d errors for 24 queues", n)
+	}
+	s.permit(".*", ".*", "^opscore[.]q([01].|2[0-2])$")
+	if names := refused(&opscore.Task{Queue: "q23"}); !slices.Equal(names, []string{"q23"}) {
+		t.Errorf("%v are refused, want the task's queue", names)
+	}
+	s.permit(".*", ".*", "^opscore[.]q.[1-9]$")
+	if names := refused(nil); !slices.Equal(names, []string{"q00", "q10", "q20"}) {
+		t.Errorf("%v are refused, want all that are", names)
+	}
+	s.permit(".*", ".*", ".*")
+	for _, q := range known.Queues {
+		_, err := ch.QueueDelete("opscore."+q.Queue, false, false, false)
+		check(t, err)
+	}
+}
+
+func neverAnswered(t *testing.T, s *suspect) {
+	proxy := nodes.NewProxy(t, s.node.Addr())
+	proxy.CutBeforeRequest([]byte("opscore-nowhere"))
+	f := s.gather(&opscore.Facts{}, func(q *rabbitmq.Inquiry) { q.URLs = "amqp://app:" + canary + "@" + proxy.Addr() + "/app" })
+	if b := f.Broker; b.Reached != opscore.BrokerOpen || b.Err != "" || b.Blocked != "" || len(b.Queues) != 1 {
+		t.Errorf("the facts are %+v", b)
+	}
+	if err := f.Sources[0].Err; !strings.HasPrefix(err, "whether it takes messages is not known: ") {
+		t.Errorf("the sources are %+v", f.Sources)
+	}
+}
+
 func adopted(t *testing.T, s *suspect) {
 	ch := s.channel()
 	_, err := ch.QueueDeclare("mail", true, false, false, false, amqp.Table{"x-max-priority": int32(3)})
@@ -520,9 +655,33 @@ func TestTheURLOfAManagementAPIIsChecked(t *testing.T) {
 		"http://mq?password=" + canary:       "",
 		"mq:15672":                           "",
 	} {
-		err := rabbitmq.ValidManagementURL(text)
+		err := rabbitmq.ValidManagementURL(text, "")
 		if got := rabbitmq.RedactedManagement(text); shown != "" && (err != nil || got != shown) || shown == "" && (err == nil || got != "…" || strings.Contains(err.Error(), canary)) {
 			t.Errorf("%s: %v, shown as %s", text, err, got)
 		}
+	}
+}
+
+func TestThePasswordOfAnEncryptedBrokerIsNotSentUnencrypted(t *testing.T) {
+	const broker = "amqps://app:" + canary + "@127.0.0.1:1/app"
+	for text, accepted := range map[string]bool{
+		"http://mq:15672":                       false,
+		"http://10.0.0.7:15672":                 false,
+		"https://mq:15671":                      true,
+		"http://looker:" + canary + "@mq:15672": true,
+		"http://127.0.0.1:15672":                true,
+		"http://localhost:15672":                true,
+		"http://[::1]:15672":                    true,
+	} {
+		if err := rabbitmq.ValidManagementURL(text, broker); accepted != (err == nil) || err != nil && (!errors.Is(err, opscore.ErrInvalid) || strings.Contains(err.Error(), canary)) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	if err := rabbitmq.ValidManagementURL("http://mq:15672", strings.Replace(broker, "amqps", "amqp", 1)); err != nil {
+		t.Errorf("of a broker without encryption: %v", err)
+	}
+	f, err := rabbitmq.Inquiry{URLs: broker, Management: "http://192.0.2.1:15672"}.Gather(t.Context(), &opscore.Facts{})
+	if err != nil || len(f.Sources) != 2 || !strings.Contains(f.Sources[1].Err, "use https://") {
+		t.Errorf("the sources are %+v, %v", f.Sources, err)
 	}
 }

@@ -92,7 +92,7 @@ func refusal(err error) (how string, other error) {
 }
 
 // mayRead asks to consume a queue in a way that cannot be meant: the broker looks at the permission first, and then at the arguments, before there is a
-// consumer. It writes a line to its log.
+// consumer. It writes an error to its log.
 func (l *looker) mayRead(ctx context.Context, name string) error {
 	err := l.do(ctx, func(ch *amqp.Channel) error {
 		tag := "opscore-may-it"
@@ -122,15 +122,20 @@ func (l *looker) mayWrite(ctx context.Context) error {
 	asked := make(chan error, 1)
 	go func() { asked <- l.do(ctx, func(ch *amqp.Channel) error { return writes(ctx, ch) }) }()
 	select {
-	case b := <-blocked:
-		return blockedError(b.Reason)
+	case b, said := <-blocked:
+		if said { // else the connection is gone, which is what the answer is
+			return blockedError(b.Reason)
+		}
+		return <-asked
 	case err := <-asked:
 		select {
-		case b := <-blocked:
-			return blockedError(b.Reason)
+		case b, said := <-blocked:
+			if said {
+				return blockedError(b.Reason)
+			}
 		default:
-			return err
 		}
+		return err
 	}
 }
 
@@ -170,7 +175,7 @@ func writes(ctx context.Context, ch *amqp.Channel) error {
 	}
 }
 
-// queue looks at one queue.
+// queue looks at one queue, but not whether the user may read it.
 func (l *looker) queue(ctx context.Context, of string, d Declaration) opscore.BrokerQueue {
 	q := opscore.BrokerQueue{Queue: of, Name: d.Name}
 	found, exists, err := l.passive(ctx, d.Name)
@@ -185,12 +190,20 @@ func (l *looker) queue(ctx context.Context, of string, d Declaration) opscore.Br
 	if q.Mismatch, err = l.differs(ctx, d); err != nil {
 		q.Unchecked = words(err)
 	}
-	if err := l.mayRead(ctx, d.Name); denied(err) {
+	return q
+}
+
+// read notes whether the user may read a queue, and returns whether it may not.
+func (l *looker) read(ctx context.Context, q *opscore.BrokerQueue) (refused bool) {
+	err := l.mayRead(ctx, q.Name)
+	if denied(err) {
 		q.Refused = append(q.Refused, "read: "+words(err))
-	} else if err != nil {
+		return true
+	}
+	if err != nil {
 		q.Err, q.Reply = words(err), reply(err)
 	}
-	return q
+	return false
 }
 
 // denied reports whether the user lacks a permission.

@@ -35,10 +35,30 @@ const (
 	maxDetails = 100 // channels and connections
 )
 
-// ValidManagementURL checks the URL of a management API. The error repeats nothing that could be a password.
-func ValidManagementURL(text string) error {
-	_, err := parseManagement(text)
-	return err
+// ValidManagementURL checks the URL of the management API of a broker, whose URLs may be "". The error is [opscore.ErrInvalid] and repeats nothing that could be
+// a password.
+func ValidManagementURL(text, broker string) error {
+	u, err := parseManagement(text)
+	if err != nil || broker == "" {
+		return err
+	}
+	at, err := parse(broker)
+	if err != nil {
+		return err
+	}
+	return discloses(u, at.all[0])
+}
+
+// discloses refuses to send a password that the broker gets encrypted to another host without encryption.
+func discloses(u *url.URL, at address) error {
+	ip := net.ParseIP(u.Hostname())
+	if u.User != nil || u.Scheme == "https" || at.uri.Scheme != "amqps" || u.Hostname() == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return &opscore.Error{
+		Code:    opscore.CodeInvalid,
+		Message: "management URL: the broker's password would go over the network as it is: use https://, or name in it a user of its own, with a password",
+	}
 }
 
 // RedactedManagement is the URL without its password; of what is no URL nothing is left.
@@ -68,6 +88,9 @@ func parseManagement(text string) (*url.URL, error) {
 func newManagement(text string, at address) (*management, error) {
 	u, err := parseManagement(text)
 	if err != nil {
+		return nil, err
+	}
+	if err := discloses(u, at); err != nil {
 		return nil, err
 	}
 	m := &management{user: u.User, vhost: at.uri.Vhost, inFlight: make(chan struct{}, askAtOnce)}
@@ -152,14 +175,28 @@ func (o overview) add(to *opscore.BrokerFacts) {
 		m := o.queues[q.Name]
 		q.Unacked, q.Policy, q.Members, q.Online = m.Unacked, m.Policy, m.Members, m.Online
 		if q.Consumers > 0 { // else those that are listed were there a moment ago
-			q.Consuming = m.Consuming
+			q.Consuming = present(m.Consuming, q.Consumers)
 		}
 	}
 }
 
+// present leaves out consumers that are gone. The API goes on to list those of a queue that was deleted and made again: then without their channels, once those
+// are closed. But those of AMQP 1.0 have none either, so as many are kept as the broker itself counts.
+func present(listed []opscore.Consumer, count int) (live []opscore.Consumer) {
+	var without []opscore.Consumer
+	for _, c := range listed {
+		if c.Conn == "" {
+			without = append(without, c)
+		} else {
+			live = append(live, c)
+		}
+	}
+	return append(live, without[:min(len(without), max(0, count-len(live)))]...)
+}
+
 // managedQueue is a queue as the API shows it. Statistics are missing for some seconds after it was made.
 type managedQueue struct {
-	Unacked   int                    `json:"messages_unacknowledged"`
+	Unacked   number                 `json:"messages_unacknowledged"`
 	Members   []string               `json:"members"`
 	Online    []string               `json:"online"`
 	Policy    string                 `json:"policy"`
@@ -171,7 +208,7 @@ type managedQueue struct {
 type managedConsumer struct {
 	Tag      string                 `json:"consumer_tag"`
 	Acks     bool                   `json:"ack_required"`
-	Prefetch int                    `json:"prefetch_count"`
+	Prefetch number                 `json:"prefetch_count"`
 	Channel  object[managedChannel] `json:"channel_details"`
 }
 
@@ -179,7 +216,7 @@ type managedChannel struct {
 	Name       string `json:"name"`
 	Connection string `json:"connection_name"`
 	Host       string `json:"peer_host"`
-	Port       int    `json:"peer_port"`
+	Port       number `json:"peer_port"`
 	User       string `json:"user"`
 }
 
@@ -190,6 +227,17 @@ type object[T any] struct{ is T }
 func (o *object[T]) UnmarshalJSON(text []byte) error {
 	if len(text) > 0 && text[0] == '{' {
 		return json.Unmarshal(text, &o.is)
+	}
+	return nil
+}
+
+// number is one that Erlang may not have: then it writes a word, such as undefined.
+type number int64
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (n *number) UnmarshalJSON(text []byte) error {
+	if f, err := strconv.ParseFloat(string(text), 64); err == nil {
+		*n = number(f)
 	}
 	return nil
 }
@@ -218,19 +266,29 @@ func (q Inquiry) manage(ctx context.Context, at addresses, targets []target) (ov
 		told.alarms = alarms
 		note(err == nil, err)
 	})
-	for _, t := range targets {
+	next := make(chan string) // in their order: the time may not do for all
+	look := func(name string) {
+		found, err := m.queue(ctx, name)
+		mu.Lock()
+		defer mu.Unlock()
+		if errors.Is(err, statusError(http.StatusNotFound)) {
+			err = nil // the broker itself says whether it exists
+		} else if err == nil {
+			told.queues[name] = found
+		}
+		note(err == nil, err)
+	}
+	for range askAtOnce {
 		asking.Go(func() {
-			found, err := m.queue(ctx, t.Name)
-			mu.Lock()
-			defer mu.Unlock()
-			if errors.Is(err, statusError(http.StatusNotFound)) {
-				err = nil // the broker itself says whether it exists
-			} else if err == nil {
-				told.queues[t.Name] = found
+			for name := range next {
+				look(name)
 			}
-			note(err == nil, err)
 		})
 	}
+	for _, t := range asked(targets) {
+		next <- t.Name
+	}
+	close(next)
 	asking.Wait()
 	return told, errors.Join(errs...)
 }
@@ -262,12 +320,12 @@ func (m *management) alarms(ctx context.Context) (texts []string, err error) {
 // managedNode is a node of the cluster as the API shows it: as it was up to five seconds ago.
 type managedNode struct {
 	Name      string
-	MemAlarm  bool  `json:"mem_alarm"`
-	MemUsed   int64 `json:"mem_used"`
-	MemLimit  int64 `json:"mem_limit"`
-	DiskAlarm bool  `json:"disk_free_alarm"`
-	DiskFree  int64 `json:"disk_free"`
-	DiskLimit int64 `json:"disk_free_limit"`
+	MemAlarm  bool   `json:"mem_alarm"`
+	MemUsed   number `json:"mem_used"`
+	MemLimit  number `json:"mem_limit"`
+	DiskAlarm bool   `json:"disk_free_alarm"`
+	DiskFree  number `json:"disk_free"`
+	DiskLimit number `json:"disk_free_limit"`
 }
 
 // numbers are those of an alarm, unless they are older than it.
@@ -287,21 +345,19 @@ func (m *management) queue(ctx context.Context, name string) (q opscore.BrokerQu
 	if err := m.get(ctx, &found, "/api/queues/"+url.PathEscape(m.vhost)+"/"+url.PathEscape(name)); err != nil {
 		return q, err
 	}
-	q.Unacked, q.Members, q.Online = found.Unacked, found.Members, found.Online
+	q.Unacked, q.Members, q.Online = int(found.Unacked), found.Members, found.Online
 	if len(found.Effective.is) > 0 {
 		q.Policy = &opscore.BrokerPolicy{Name: found.Policy, Operator: found.Operator, Definition: found.Effective.is}
 	}
-	// The API goes on to list consumers of a queue that was deleted and made again: then without their channels, once those are closed.
-	live := slices.DeleteFunc(found.Consumers, func(c managedConsumer) bool { return c.Channel.is.Name == "" })
-	q.Consuming = make([]opscore.Consumer, len(live))
+	q.Consuming = make([]opscore.Consumer, len(found.Consumers))
 	var asking sync.WaitGroup
-	for i, c := range live {
+	for i, c := range found.Consumers {
 		at, into := c.Channel.is, &q.Consuming[i]
-		*into = opscore.Consumer{Tag: c.Tag, Conn: at.Connection, User: at.User, AutoAck: !c.Acks, Prefetch: c.Prefetch}
-		if at.Host != "" {
-			into.Peer = net.JoinHostPort(at.Host, strconv.Itoa(at.Port))
+		*into = opscore.Consumer{Tag: c.Tag, Conn: at.Connection, User: at.User, AutoAck: !c.Acks, Prefetch: int(c.Prefetch)}
+		if at.Host != "" && at.Port > 0 {
+			into.Peer = net.JoinHostPort(at.Host, strconv.Itoa(int(at.Port)))
 		}
-		if i < maxDetails {
+		if i < maxDetails && at.Name != "" {
 			asking.Go(func() { m.holds(ctx, at.Name, into) })
 			asking.Go(func() { m.says(ctx, at.Connection, into) })
 		}
@@ -313,10 +369,10 @@ func (m *management) queue(ctx context.Context, name string) (q opscore.BrokerQu
 // holds reads what is not acknowledged on a consumer's channel. That may be gone by now, or not ours to see.
 func (m *management) holds(ctx context.Context, channel string, into *opscore.Consumer) {
 	var found struct {
-		Unacked int `json:"messages_unacknowledged"`
+		Unacked number `json:"messages_unacknowledged"`
 	}
 	if m.get(ctx, &found, "/api/channels/"+url.PathEscape(channel)+"?columns=messages_unacknowledged") == nil {
-		into.Unacked = found.Unacked
+		into.Unacked = int(found.Unacked)
 	}
 }
 

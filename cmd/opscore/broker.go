@@ -22,13 +22,13 @@ func addBrokerFlags(flags *pflag.FlagSet) {
 	addSettingFlags(flags, "broker", "broker_queue_type", "broker_management_url")
 }
 
-// askBroker returns the source of facts about the broker, if there is one. open opens the store.
-func (c *config) askBroker(open func(context.Context) (store, error)) []doctor.Source {
+// askBroker returns the source of facts about the broker, if there is one. It is asked about a queue first, if that is not "". open opens the store.
+func (c *config) askBroker(queue string, open func(context.Context) (store, error)) []doctor.Source {
 	if c.broker == "" || !isPostgres(c.database) {
 		return nil
 	}
 	q := rabbitmq.Inquiry{
-		URLs: c.broker, Management: c.management, Options: rabbitmq.Options{Classic: c.classic}, Queues: c.queues,
+		URLs: c.broker, Management: c.management, Options: rabbitmq.Options{Classic: c.classic}, Queues: c.queues, First: queue,
 		Adopted: map[string][]rabbitmq.Declaration{}, Aside: dramatiq.Aside,
 		Deployment: func(ctx context.Context) (opscore.Deployment, error) {
 			s, err := open(ctx)

@@ -157,7 +157,7 @@ func placeSettings() []setting {
 					return errors.New("it is empty; give an http:// URL")
 				}
 				c.management = raw[0]
-				return rabbitmq.ValidManagementURL(c.management)
+				return rabbitmq.ValidManagementURL(c.management, c.broker) // which was read before
 			},
 		},
 	}

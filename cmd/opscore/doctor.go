@@ -40,7 +40,7 @@ within 10s. The canary is removed at the end.`,
 		},
 	}
 	addBrokerFlags(c.Flags())
-	c.Flags().StringVar(&o.queue, "queue", "", "look at `QUEUE` only, also if it has no tasks yet")
+	c.Flags().StringVar(&o.queue, "queue", "", "look at `QUEUE` only, also if it has no tasks yet, and ask the broker about it first")
 	c.Flags().BoolVar(&o.probe, "probe", false, "send a canary through the queues, and print the time of each hop")
 	return c
 }
@@ -62,15 +62,12 @@ type examined struct {
 func (e *examination) examine(ctx context.Context, o doctorOptions) error {
 	ctx, _, release := interruptible(ctx, nil)
 	defer release()
-	f, err := e.ask(ctx, opscore.ID{})
+	f, err := e.ask(ctx, opscore.ID{}, o.queue)
 	if err != nil {
 		return err
 	}
 	if o.queue != "" {
-		f.Queues = slices.DeleteFunc(f.Queues, func(s opscore.Standing) bool { return s.Queue != o.queue })
-		if len(f.Queues) == 0 {
-			f.Queues = []opscore.Standing{{Queue: o.queue}}
-		}
+		f.Queues = standingOf(f.Queues, o.queue)
 		f.Workers = concerned(f.Workers, o.queue)
 	}
 	found := examined{At: f.At, Causes: opscore.Examine(f), Sources: f.Sources}
@@ -94,6 +91,15 @@ func (e *examination) examine(ctx context.Context, o doctorOptions) error {
 		err = errors.Join(err, fmt.Errorf("%s would keep tasks from running", plural(faults, "fault")))
 	}
 	return err
+}
+
+// standingOf returns those of one queue. All are left as they are: a source that did not answer in time may still read them.
+func standingOf(all []opscore.Standing, queue string) []opscore.Standing {
+	some := slices.DeleteFunc(slices.Clone(all), func(s opscore.Standing) bool { return s.Queue != queue })
+	if len(some) == 0 {
+		return []opscore.Standing{{Queue: queue}}
+	}
+	return some
 }
 
 // concerned returns the workers that listen to a queue; if no live one does, all, for that is what is wrong.

@@ -18,8 +18,8 @@ import (
 	"github.com/opscore/opscore/sqlite"
 )
 
-// sources are those that know of facts besides the store. This is where they are wired.
-func (c *config) sources(place database, open func(context.Context) (store, error)) []doctor.Source {
+// sources are those that know of facts besides the store, of the queue that is asked about first. This is where they are wired.
+func (c *config) sources(place database, queue string, open func(context.Context) (store, error)) []doctor.Source {
 	sources := []doctor.Source{{Name: "host", Gatherer: host.Inspector{}}}
 	switch p := place.(type) {
 	case postgresPlace:
@@ -27,7 +27,7 @@ func (c *config) sources(place database, open func(context.Context) (store, erro
 	case sqliteFile:
 		sources = append(sources, doctor.Source{Name: "sqlite", At: p.String(), Gatherer: sqlite.Inspector{Path: string(p)}})
 	}
-	return append(sources, c.askBroker(open)...)
+	return append(sources, c.askBroker(queue, open)...)
 }
 
 func (a *app) explainCommand() *cobra.Command {
@@ -78,12 +78,13 @@ func (a *app) examining(cmd *cobra.Command, do func(context.Context, *examinatio
 	return do(cmd.Context(), &examination{app: a, conf: conf, place: place})
 }
 
-// ask reads the facts, each time from a store that it opens for that: what is only looked at is not followed.
-func (e *examination) ask(ctx context.Context, id opscore.ID) (f opscore.Facts, err error) {
+// ask reads the facts about a task, or about the deployment, of one queue first if it is not ""; each time from a store that it opens for that: what is
+// only looked at is not followed.
+func (e *examination) ask(ctx context.Context, id opscore.ID, queue string) (f opscore.Facts, err error) {
 	late := &lateStore{place: e.place, conf: e.conf}
 	defer func() { err = errors.Join(err, late.Close()) }()
 	store := doctor.Source{Name: opscore.SourceStore, At: e.place.String(), Gatherer: late}
-	f = doctor.Ask(ctx, id, store, e.conf.sources(e.place, late.get)...)
+	f = doctor.Ask(ctx, id, store, e.conf.sources(e.place, queue, late.get)...)
 	return f, late.refused()
 }
 
@@ -153,7 +154,7 @@ type explanation struct {
 
 // explain says why a task is where it is, unless its causes are those that were told before.
 func (e *examination) explain(ctx context.Context, id opscore.ID, told string) (says string, state opscore.State, err error) {
-	f, err := e.ask(ctx, id)
+	f, err := e.ask(ctx, id, "")
 	if err != nil {
 		return "", "", err
 	}
@@ -253,35 +254,40 @@ func (e *examination) watch(ctx context.Context, id opscore.ID) error {
 	}
 }
 
-// startsWithin is how long a task that somebody waits for may not start before it is said why.
-const startsWithin = 2 * time.Second
+// startsWithin is how long a task that somebody waits for may not start before it is said why. It is asked again after twice as long each time, since whoever
+// is asked has work with it, up to asksWithin.
+const (
+	startsWithin = 2 * time.Second
+	asksWithin   = time.Minute
+)
 
 // lateTeller says by itself why a task that somebody waits for has not started. Whoever waits is not held up.
 type lateTeller struct {
 	*session
 	bar    progressBar
 	since  time.Time
+	pause  time.Duration // before the next question
 	told   string
 	answer chan []opscore.Cause // of the question that is under way; nil if none is
 	cancel context.CancelFunc
 }
 
 func (s *session) lateTeller(bar progressBar) *lateTeller {
-	return &lateTeller{session: s, bar: bar, since: time.Now(), cancel: func() {}}
+	return &lateTeller{session: s, bar: bar, since: time.Now(), pause: startsWithin, cancel: func() {}}
 }
 
 // tell asks why, if it is time, and says what was answered. What was told by other means, as why an attempt failed, is not told again.
 func (l *lateTeller) tell(ctx context.Context, t opscore.Task) {
 	if t.State != opscore.Pending || t.Attempt > 0 {
-		l.since = time.Now()
+		l.since, l.pause = time.Now(), startsWithin
 		return
 	}
-	if l.answer == nil && time.Since(l.since) > startsWithin {
+	if l.answer == nil && time.Since(l.since) > l.pause {
 		l.ask(ctx, t.ID)
 	}
 	select {
 	case causes := <-l.answer:
-		l.answer, l.since = nil, time.Now()
+		l.answer, l.since, l.pause = nil, time.Now(), min(2*l.pause, asksWithin)
 		l.say(causes)
 	default:
 	}
@@ -292,7 +298,7 @@ func (l *lateTeller) ask(ctx context.Context, id opscore.ID) {
 	answer := make(chan []opscore.Cause, 1)
 	l.answer = answer
 	go func() {
-		answer <- opscore.Explain(doctor.Ask(ctx, id, doctor.Store(l.client), l.conf.sources(l.place, func(context.Context) (store, error) { return l.store, nil })...))
+		answer <- opscore.Explain(doctor.Ask(ctx, id, doctor.Store(l.client), l.conf.sources(l.place, "", func(context.Context) (store, error) { return l.store, nil })...))
 	}()
 }
 
