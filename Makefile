@@ -11,7 +11,7 @@ run: ## run one task from end to end and print its result
 	go run ./cmd/opscore run echo '{"hello":"world"}'
 
 test: nodes ## run the tests
-	go test -timeout=20m ./...
+	go test -timeout=30m ./...
 
 docs: ## write docs/causes.md, which is made of the table in causes.go
 	go test -count=1 -run '^TestTheListOfCausesIsWhatTheTableSays$$' . -docs
@@ -39,7 +39,7 @@ vuln: ## look for known vulnerabilities, if their database can be reached
 	*) echo "$$out"; exit 1 ;; esac
 
 race: nodes ## run the tests in random order with the race detector
-	go test -race -shuffle=on -timeout=20m ./...
+	go test -race -shuffle=on -timeout=30m ./...
 
 explain-bench: nodes ## inject every fault of the catalogue and see what explain says
 	go test -timeout=60m -count=1 -v -run ExplainBench ./cmd/opscore -faults=all
